@@ -1,0 +1,47 @@
+# Each target makes its own .venv when there is none. Another Python: make demo PYTHON=python3.12
+PYTHON ?= python3
+BIN := .venv/bin
+PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
+
+.PHONY: help demo test bench lint clean
+.DELETE_ON_ERROR:
+MAKEFLAGS += --no-print-directory
+
+help: ## say what there is to make
+	@sed -n 's/^\([a-z]*\):.*## /make \1\t/p' $(MAKEFILE_LIST) | expand -t 14
+
+demo: .venv/.demo ## federate the embedded language model over the standard library, end with a report
+	@$(BIN)/fedgen demo
+
+test: lint ## check style and types, run every test
+	@$(BIN)/python -m pytest
+
+lint: .venv/.dev ## check style and types
+	@$(BIN)/ruff check .
+	@$(BIN)/ruff format --check .
+	@$(BIN)/mypy
+
+bench: .venv/.dev ## measure rounds and scale on this machine
+	@for file in bench/*.py; do echo "== $$file"; $(BIN)/python $$file || exit 1; done
+
+clean: ## remove .venv, caches and built packages; runs stay
+	@rm -rf .venv build dist .mypy_cache .pytest_cache .ruff_cache
+	@find src tests -name __pycache__ -prune -exec rm -rf {} +
+
+# torch comes first and alone: it is most of the download, and nothing after it may fetch another one.
+.venv/.torch: constraints.txt
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "fedgen-edge needs Python 3.11 or newer, $(PYTHON) is {}.{}; try: make PYTHON=python3.12".format(*sys.version_info))'
+	@echo "making .venv with torch; the first time this takes some minutes ..."
+	@$(PYTHON) -m venv .venv
+	@$(PIP) torch
+	@touch $@
+
+.venv/.demo: .venv/.torch pyproject.toml
+	@echo "installing fedgen-edge[report] ..."
+	@$(PIP) --editable ".[report]"
+	@touch $@
+
+.venv/.dev: .venv/.torch pyproject.toml
+	@echo "installing fedgen-edge[report,dev] ..."
+	@$(PIP) --editable ".[report,dev]"
+	@touch $@

@@ -1,0 +1,84 @@
+"""How updates become one adapter. A rule opens a fold; the fold takes updates in any order and closes to the same adapter."""
+
+from dataclasses import dataclass
+from typing import Literal, Protocol
+
+from fedgen import lora, tree
+from fedgen.errors import TreeError
+from fedgen.records import Tree, Update
+
+
+class Fold(Protocol):
+    """Updates under way."""
+
+    def add(self, update: Update) -> None:
+        """Take one update in."""
+
+    def close(self) -> Tree:
+        """The adapter they come to."""
+
+
+class Aggregate(Protocol):
+    """A rule that makes one adapter of many."""
+
+    def fold(self, like: Tree) -> Fold:
+        """A new fold for updates of an adapter shaped like this one."""
+
+
+def weight_of(update: Update, weight: Literal["examples", "uniform"]) -> float:
+    """How much an update counts."""
+    return float(update.examples) if weight == "examples" else 1.0
+
+
+@dataclass(frozen=True)
+class Average:
+    """The weighted mean of the factors A and B, each apart (FedIT): cheap, and off by their covariance."""
+
+    weight: Literal["examples", "uniform"] = "examples"
+
+    def fold(self, like: Tree) -> Fold:
+        """A fold that keeps one sum, however many updates come."""
+        return _Mean(self, like)
+
+
+class _Mean:
+    def __init__(self, rule: Average, like: Tree) -> None:
+        self.rule, self.like, self.sum = rule, like, tree.Sum()
+
+    def add(self, update: Update) -> None:
+        tree.check(update.adapter, self.like, f"update of client '{update.client}'")
+        self.sum.add(update.adapter, weight_of(update, self.rule.weight))
+
+    def close(self) -> Tree:
+        return self.sum.mean()
+
+
+@dataclass(frozen=True)
+class Exact:
+    """The weighted mean of the products B A, as the best factors of the offered rank: takes updates of any rank."""
+
+    weight: Literal["examples", "uniform"] = "examples"
+
+    def fold(self, like: Tree) -> Fold:
+        """A fold that keeps the factors until the end, as their products have no shorter sum."""
+        return _Stack(self, like)
+
+
+class _Stack:
+    def __init__(self, rule: Exact, like: Tree) -> None:
+        self.rule, self.like = rule, like
+        self.updates: dict[str, Update] = {}
+
+    def add(self, update: Update) -> None:
+        self.updates[update.client] = update
+
+    def close(self) -> Tree:
+        weights = {name: weight_of(update, self.rule.weight) for name, update in self.updates.items()}
+        whole = sum(weights.values())
+        if not whole:
+            raise TreeError("mean: nothing was added")
+        parts = [(weights[name] / whole, self.updates[name].adapter) for name in sorted(weights)]
+        return lora.best(lora.product_sum(parts), lora.rank(self.like))
+
+
+AGGREGATES = {"average": Average, "exact": Exact}

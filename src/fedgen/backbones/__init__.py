@@ -1,0 +1,51 @@
+"""What fedgen asks of a frozen model, and the kinds of frozen model there are."""
+
+from collections.abc import Sequence
+from typing import Protocol
+
+import torch
+from torch import Tensor, nn
+
+from fedgen.backbones.language import Language, LanguageBackbone
+from fedgen.records import Document, Rows
+
+
+class Backbone(Protocol):
+    """A frozen network that can say how well it knows a row."""
+
+    @property
+    def name(self) -> str:
+        """Where it comes from."""
+
+    @property
+    def hash(self) -> str:
+        """The content's name of its weights."""
+
+    @property
+    def network(self) -> nn.Module:
+        """The frozen network."""
+
+    @property
+    def targets(self) -> Sequence[str]:
+        """The layers to adapt when a plan does not say."""
+
+    @property
+    def length(self) -> int:
+        """How many places one row has (tokens, for text)."""
+
+    def encode(self, documents: Sequence[Document]) -> Rows:
+        """Raw documents as rows, ready to be learnt or measured."""
+
+    def draw(self, rows: Rows, draw: torch.Generator) -> Rows:
+        """The rows with whatever chance has to add before a loss can be taken (nothing for text, noise for images)."""
+
+    def losses(self, rows: Rows) -> tuple[Tensor, Tensor]:
+        """Each row's summed loss, with gradient, and how many terms were summed."""
+
+    def row_bytes(self) -> int:
+        """About how much memory one row's forward and backward pass takes."""
+
+
+__all__ = ["BACKBONES", "Backbone", "Language", "LanguageBackbone"]
+
+BACKBONES = {"language": Language}

@@ -1,0 +1,189 @@
+"""Causal language models: any that transformers can load, from the package, a local folder, or the hub if a plan names it."""
+
+import hashlib
+import math
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+from transformers import AutoModelForCausalLM, AutoTokenizer, BitsAndBytesConfig
+
+from fedgen.errors import BackboneError
+from fedgen.records import Document, Range, Rows
+
+EMBEDDED = Path(__file__).parent / "embedded" / "text"
+TARGETS = ("q_proj", "v_proj"), ("c_attn",), ("query_key_value",)  # the first whose names a network has
+
+
+@dataclass(frozen=True)
+class Language:
+    """Which language model: `embedded`, a folder, or `hub:owner/name`; `length` is the tokens of one row."""
+
+    source: str = "embedded"
+    length: Annotated[int, Range(8)] = 128
+    dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
+    device: str = "auto"
+    bits: Literal[4, 8, 16] = 16
+
+    def load(self) -> "LanguageBackbone":
+        """The frozen model and its tokenizer."""
+        device = self.device if self.device != "auto" else "cuda" if torch.cuda.is_available() else "cpu"
+        dtype = {"auto": torch.float32 if device == "cpu" else torch.bfloat16}.get(self.dtype) or getattr(torch, self.dtype)
+        where, local = locate(self.source)
+        options: dict[str, Any] = {"dtype": dtype, "local_files_only": local}
+        if self.bits < 16:
+            options["quantization_config"] = BitsAndBytesConfig(load_in_4bit=self.bits == 4, load_in_8bit=self.bits == 8)
+        try:
+            tokenizer = AutoTokenizer.from_pretrained(where, local_files_only=local)
+            network = AutoModelForCausalLM.from_pretrained(where, **options)
+        except ImportError as error:
+            raise BackboneError(f"backbone: bits = {self.bits} wants bitsandbytes: pip install bitsandbytes ({error})") from error
+        except Exception as error:  # transformers raises many kinds for one cause: a folder that is not a model
+            reason = (str(error).splitlines() or [type(error).__name__])[0]
+            raise BackboneError(
+                f"backbone: '{self.source}' is not a causal language model that transformers can load: {reason}"
+            ) from error
+        if self.bits == 16:
+            network = network.to(device)
+        identity = hash_of(Path(where)) if local else str(network.config._commit_hash)
+        return LanguageBackbone(self.source, identity, network.eval().requires_grad_(False), tokenizer, self.length)
+
+
+def locate(source: str) -> tuple[str, bool]:
+    """Where to load from, and whether that is this machine alone."""
+    if source.startswith("hub:"):
+        return source.removeprefix("hub:"), False
+    folder = EMBEDDED if source == "embedded" else Path(source).expanduser()
+    if not (folder / "config.json").is_file():
+        raise BackboneError(
+            f"backbone: no config.json in '{folder}'; wanted 'embedded', a Hugging Face folder, or 'hub:owner/name'"
+        )
+    return str(folder), True
+
+
+def hash_of(folder: Path) -> str:
+    """The content's name of a model folder: its configuration and its weights."""
+    content = hashlib.sha256()
+    for path in sorted([folder / "config.json", *folder.glob("*.safetensors"), *folder.glob("*.bin")]):
+        with path.open("rb") as file:
+            content.update(path.name.encode() + hashlib.file_digest(file, "sha256").digest())
+    return content.hexdigest()
+
+
+@dataclass(frozen=True)
+class LanguageBackbone:
+    """A frozen causal language model with its tokenizer, reading rows of `length` predicted tokens."""
+
+    name: str
+    hash: str
+    network: nn.Module
+    tokenizer: Any
+    length: int
+
+    @cached_property
+    def targets(self) -> tuple[str, ...]:
+        """The layers to adapt when the plan does not say: the attention's."""
+        ends = {path.rpartition(".")[2] for path, _ in self.network.named_modules()}
+        return next((names for names in TARGETS if ends.issuperset(names)), TARGETS[0])
+
+    @property
+    def end(self) -> int:
+        """The token that stands between documents."""
+        found = self.tokenizer.eos_token_id
+        return found if found is not None else self.tokenizer.bos_token_id or 0
+
+    def encode(self, documents: Sequence[Document]) -> Rows:
+        """Documents without a prompt as one stream cut into rows; one row for each that has a prompt, its answer alone learnt."""
+        stream: list[tuple[int, int, int]] = []
+        cut: list[list[tuple[int, int, int]]] = []
+        asked: list[Rows] = []
+        for document in documents:
+            if document.prompt:
+                asked.append(self._row(self._pieces(document.prompt), self._pieces(document.text)))
+            else:
+                stream += [(self.end, 0, 0), *self._pieces(document.text)]
+        starts = range(0, max(len(stream) - 1, 0), self.length)
+        cut = [stream[at : at + self.length + 1] for at in starts]
+        rows = [self._fill(pieces, 0) for pieces in cut] + asked
+        if not rows:
+            return self._fill([], 0, rows=0)
+        return {key: torch.cat([row[key] for row in rows]) for key in rows[0]}
+
+    def _pieces(self, text: str) -> list[tuple[int, int, int]]:
+        """Each token with the words that begin and the bytes that lie in it."""
+        found = self.tokenizer(text, return_offsets_mapping=True, add_special_tokens=False, verbose=False)
+        opens = [not char.isspace() and (not at or text[at - 1].isspace()) for at, char in enumerate(text)]
+        pieces, done = [], 0
+        for token, (_, stop) in zip(found["input_ids"], found["offset_mapping"], strict=True):
+            stop = max(stop, done)
+            pieces.append((token, sum(opens[done:stop]), len(text[done:stop].encode("utf-8", "replace"))))
+            done = stop
+        return pieces
+
+    def _row(self, prompt: list[tuple[int, int, int]], answer: list[tuple[int, int, int]]) -> Rows:
+        answer = answer[: self.length - 1] + [(self.end, 0, 0)]
+        room = self.length + 1 - len(answer)
+        prompt = [(self.end, 0, 0), *prompt][-room:]
+        return self._fill(prompt + answer, len(prompt) - 1)
+
+    def _fill(self, pieces: list[tuple[int, int, int]], skip: int, rows: int = 1) -> Rows:
+        """One row, padded to the full length; the first `skip` predictions are read but not scored."""
+        ids = torch.full((rows, self.length + 1), self.end, dtype=torch.int32)
+        scored = torch.zeros((rows, self.length), dtype=torch.bool)
+        learnt = pieces[skip + 1 :]
+        if pieces:
+            ids[0, : len(pieces)] = torch.tensor([token for token, _, _ in pieces])
+            scored[0, skip : len(pieces) - 1] = True
+        words, size = sum(w for _, w, _ in learnt), sum(b for _, _, b in learnt)
+        return {"ids": ids, "scored": scored, "words": torch.tensor([words] * rows), "bytes": torch.tensor([size] * rows)}
+
+    def draw(self, rows: Rows, draw: torch.Generator) -> Rows:
+        """Text needs no chance."""
+        return rows
+
+    def losses(self, rows: Rows) -> tuple[Tensor, Tensor]:
+        """Each row's negative log-likelihood in nats, and its number of scored tokens."""
+        device = self.network.get_input_embeddings().weight.device  # type: ignore[operator,union-attr]
+        ids, scored = rows["ids"].to(device).long(), rows["scored"].to(device)
+        logits = self.network(input_ids=ids[:, :-1], use_cache=False).logits.float()
+        wanted = ids[:, 1:].masked_fill(~scored, -100)
+        terms = F.cross_entropy(logits.flatten(0, 1), wanted.flatten(), reduction="none", ignore_index=-100)
+        return terms.view(wanted.shape).sum(1), scored.sum(1)
+
+    def row_bytes(self) -> int:
+        """Some 24 numbers a token, layer and hidden unit kept for the backward pass, and three copies of the logits."""
+        config: Any = self.network.config
+        body = 24 * config.num_hidden_layers * config.hidden_size
+        return 4 * self.length * (body + 3 * config.vocab_size)
+
+    @torch.no_grad()
+    def write(self, prompt: str, *, tokens: int, temperature: float, draw: torch.Generator) -> Iterator[str]:
+        """Continue a prompt, piece by piece; temperature 0 takes the likeliest token each time."""
+        given = [self.end, *self.tokenizer(prompt, add_special_tokens=False, verbose=False)["input_ids"]]
+        device = next(self.network.parameters()).device
+        ids, past, told = torch.tensor([given], device=device), None, ""
+        made: list[int] = []
+        for _ in range(tokens):
+            out = self.network(input_ids=ids, past_key_values=past, use_cache=True)
+            past, logits = out.past_key_values, out.logits[0, -1].float().cpu()
+            token = choose(logits, temperature, draw)
+            if token == self.end:
+                return
+            made.append(token)
+            text = self.tokenizer.decode(made)
+            if not text.endswith("\ufffd"):  # half a character: wait for the rest
+                yield text[len(told) :]
+                told = text
+            ids = torch.tensor([[token]], device=device)
+
+
+def choose(logits: Tensor, temperature: float, draw: torch.Generator) -> int:
+    """One token by its logits."""
+    if temperature <= 0 or math.isinf(logits.max().item()):
+        return int(logits.argmax())
+    return int(torch.multinomial((logits / temperature).softmax(0), 1, generator=draw))

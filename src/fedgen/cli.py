@@ -1,0 +1,178 @@
+"""The command `fedgen`: run plans, look at runs, and use what they trained."""
+
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.console import Console
+from transformers.utils import logging as transformers_logging
+
+from fedgen import places, report
+from fedgen import plan as plans
+from fedgen.errors import FedgenError, PlanError
+from fedgen.run import PLAN, Run
+from fedgen.sample import sampler
+from fedgen.screen import Screen, bytes_of, outcome_table, runs_table
+from fedgen.store import save_bundle
+
+DEMO = Path(__file__).parent / "demo.toml"
+STOPPED = 130  # what a shell calls a process that Ctrl-C ended
+
+app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False, help=__doc__)
+out = Console(highlight=False)
+
+RunFolder = Annotated[Path, typer.Argument(metavar="RUN", help="A run's folder.")]
+Settings = Annotated[list[str], typer.Option("--set", metavar="KEY=VALUE", help="Override a key, such as training.epochs=2.")]
+
+
+@app.command()
+def demo(
+    to: Annotated[Path | None, typer.Option(help="The run's folder; by default a new one below runs/.")] = None,
+    settings: Settings = [],  # noqa: B006  typer reads the default, nobody changes it
+) -> None:
+    """Federate the embedded model over Python's own modules, and show what each gains."""
+    found = _play(DEMO, to, settings)
+    _say_samples(found)
+
+
+@app.command("run")
+def run_plan(
+    plan: Annotated[Path, typer.Argument(metavar="PLAN", help="A plan, a TOML file.")],
+    to: Annotated[Path | None, typer.Option(help="The run's folder; by default a new one below runs/.")] = None,
+    settings: Settings = [],  # noqa: B006
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Print the resolved plan and its cost, and run nothing.")] = False,
+) -> None:
+    """Run a plan to its end."""
+    if dry_run:
+        _say_cost(plan, settings)
+    else:
+        _play(plan, to, settings)
+
+
+@app.command()
+def resume(run: RunFolder) -> None:
+    """Go on with a run from its last finished round."""
+    with Screen(out) as screen:
+        found = places.resume(run, tell=screen.tell)
+    _say_outcome(found)
+
+
+@app.command("list")
+def list_runs(
+    folder: Annotated[Path, typer.Argument(help="Where the runs are.")] = Path("runs"),
+) -> None:
+    """List the runs below a folder, newest last."""
+    found = [Run(path.parent) for path in sorted(folder.glob(f"*/{PLAN}"), key=lambda path: path.stat().st_mtime)]
+    out.print(runs_table(found) if found else f"no runs below {folder}; start one with `fedgen demo`")
+
+
+@app.command()
+def show(run: RunFolder) -> None:
+    """Show how a run went."""
+    _say_outcome(Run(run), write=False)
+
+
+@app.command("report")
+def write_report(run: RunFolder) -> None:
+    """Write a run's page, and say where it is."""
+    out.print(str(report.write(Run(run))), soft_wrap=True)
+
+
+@app.command()
+def compare(
+    runs: Annotated[list[Path], typer.Argument(metavar="RUN...", help="Two runs or more.")],
+    to: Annotated[Path, typer.Option(help="The page to write.")] = Path("comparison.html"),
+) -> None:
+    """Put several runs side by side, here and on a page."""
+    found = [Run(path) for path in runs]
+    out.print(runs_table(found))
+    out.print(str(report.compare(found, to)), soft_wrap=True)
+
+
+@app.command()
+def generate(
+    run: RunFolder,
+    prompt: Annotated[str, typer.Argument(help="What to continue.")],
+    adapter: Annotated[str, typer.Option(help="backbone, global, or client/NAME.")] = "global",
+    tokens: Annotated[int, typer.Option(min=1, help="At most so many tokens.")] = 64,
+    temperature: Annotated[float, typer.Option(min=0.0, help="0 takes the likeliest token each time.")] = 0.0,
+    seed: Annotated[int, typer.Option(help="Names the draw where the temperature is not 0.")] = 0,
+) -> None:
+    """Continue a prompt under one of a run's adapters."""
+    voice = sampler(Run(run))
+    for piece in voice.write(prompt, adapter=adapter, tokens=tokens, temperature=temperature, seed=seed):
+        sys.stdout.write(piece)
+        sys.stdout.flush()
+    sys.stdout.write("\n")
+
+
+@app.command()
+def export(
+    run: RunFolder,
+    to: Annotated[Path, typer.Option(help="The new bundle's folder.")],
+    adapter: Annotated[str, typer.Option(help="global, or client/NAME.")] = "global",
+) -> None:
+    """Write an adapter as a bundle that PEFT and other servers read unchanged."""
+    found, card = Run(run).adapter(adapter)
+    written = save_bundle(to, found, card)
+    out.print(f"{to}: rank {written.rank}, content {written.hash[:12]}, made by run {written.run}", soft_wrap=True)
+
+
+def _play(plan: Path, to: Path | None, settings: Sequence[str]) -> Run:
+    with Screen(out) as screen:
+        found = places.run(plan, to, settings=settings, tell=screen.tell)
+    _say_outcome(found)
+    return found
+
+
+def _say_outcome(run: Run, *, write: bool = True) -> None:
+    out.print(outcome_table(run))
+    if write:
+        out.print(f"report: {report.write(run)}", soft_wrap=True)
+
+
+def _say_cost(plan: Path, settings: Sequence[str]) -> None:
+    settled, cost = places.cost(plan, settings=settings)
+    out.print(plans.write(settled), markup=False, soft_wrap=True)
+    out.print(f"clients           {cost.clients}, {cost.cohort} a round, {settled.rounds} rounds")
+    out.print(f"backbone          {cost.backbone_parameters:,} parameters, frozen")
+    out.print(f"adapter           {cost.adapter_parameters:,} parameters")
+    out.print(f"one message       {bytes_of(cost.message)}; full-model FedAvg would send {bytes_of(cost.full_message)}")
+    out.print(f"bytes a round     {bytes_of(cost.round_bytes)} each way; {cost.saved:.2%} less than full-model FedAvg")
+    out.print(f"memory of a pass  about {bytes_of(cost.row_bytes * cost.rows_a_pass)} for {cost.rows_a_pass} rows")
+
+
+def _say_samples(run: Run) -> None:
+    """One client's own held-out text, continued under each adapter."""
+    scores = {name: found for name, found in run.scores.items() if "personal" in found}
+    if not scores:
+        return
+    client = min(scores, key=lambda name: scores[name]["personal"].per_term / scores[name]["backbone"].per_term)
+    voice = sampler(run)
+    prompt = places.held_out_prompt(run.plan, voice.backbone, client)
+    out.print(f"\n[bold]A held-out line of client '{client}', continued[/bold]")
+    out.print(prompt, style="dim", markup=False)
+    for adapter in ("backbone", "global", f"client/{client}"):
+        text = "".join(voice.write(prompt, adapter=adapter, tokens=40))
+        out.print(f"\n[bold]{adapter}[/bold]")
+        out.print(text, markup=False)
+
+
+def main() -> None:
+    """Run the command; one clear line and a meaning for every exit code: 0 done, 1 failed, 2 wrong plan or usage, 130 stopped."""
+    transformers_logging.disable_progress_bar()  # type: ignore[no-untyped-call]
+    try:
+        app()
+    except FedgenError as error:
+        Console(stderr=True, highlight=False).print(f"[bold red]error[/bold red] {_plain(error)}", soft_wrap=True)
+        sys.exit(2 if isinstance(error, PlanError) else 1)
+
+
+def _plain(error: FedgenError) -> str:
+    return str(error).replace("[", "\\[")
+
+
+if __name__ == "__main__":
+    main()

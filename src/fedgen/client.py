@@ -1,0 +1,161 @@
+"""A client's local training, alone or many at once.
+
+A cohort is a table of lines, one an adapter, sorted so that whoever still has steps to do is a prefix of it. Each step
+takes every active job's next batch through the bank in one pass; an adapter's line meets only its own rows, so its gradient
+is its own, and all that couples numbers (the clipped norm, the step count, the schedule) is done line by line.
+"""
+
+import contextlib
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Annotated, Literal
+
+import torch
+from torch import Tensor
+
+from fedgen import lora
+from fedgen.backbones import Backbone
+from fedgen.bank import Bank
+from fedgen.data.deal import count, join, take
+from fedgen.records import Range, Rows, Tree
+
+BETAS, EPSILON = (0.9, 0.999), 1e-8
+PASS_TOKENS = 4096  # beyond this a pass is long enough to fill two cores; a GPU takes 16 times as much
+
+
+@dataclass(frozen=True)
+class Training:
+    """How a client trains: for `steps`, or if that is 0 for `epochs` over its rows, `batch` rows a step."""
+
+    optimizer: Literal["adamw", "sgd"] = "adamw"
+    lr: Annotated[float, Range(0, open=True)] = 3e-3
+    epochs: Annotated[int, Range(1)] = 1
+    steps: Annotated[int, Range(0)] = 0
+    batch: Annotated[int, Range(1)] = 4
+    warmup: Annotated[float, Range(0, 1)] = 0.0
+    decay: Annotated[float, Range(0)] = 0.0
+    momentum: Annotated[float, Range(0, 1)] = 0.0
+    clip: Annotated[float, Range(0)] = 1.0
+    proximal: Annotated[float, Range(0)] = 0.0
+    dropout: Annotated[float, Range(0, 0.9)] = 0.0
+    cohort: Annotated[int, Range(0)] = 0
+
+
+@dataclass(frozen=True)
+class Job:
+    """One adapter to train on one client's rows; `draw(use)` gives the job's own generators."""
+
+    name: str
+    start: Tree
+    rows: Rows
+    draw: Callable[[str], torch.Generator]
+
+
+@dataclass(frozen=True)
+class Trained:
+    """What came of a job: the adapter, its mean training loss, and how much was done."""
+
+    name: str
+    adapter: Tree
+    loss: float
+    steps: int
+    terms: int
+
+
+def order(training: Training, rows: int, draw: torch.Generator) -> Tensor:
+    """Which rows each step takes, [steps, batch]; -1 where the last batch of an epoch is not full."""
+    a_pass = math.ceil(rows / training.batch)
+    passes = math.ceil(training.steps / a_pass) if training.steps else training.epochs
+    steps = training.steps or passes * a_pass
+    index = torch.full((passes, a_pass * training.batch), -1)
+    for line in index:
+        line[:rows] = torch.randperm(rows, generator=draw)
+    return index.view(-1, training.batch)[:steps]
+
+
+def width(training: Training, backbone: Backbone, memory: int) -> int:
+    """How many jobs share a pass: as set, or what memory carries and a pass can use."""
+    if training.cohort:
+        return training.cohort
+    on_gpu = next(backbone.network.parameters()).device.type == "cuda"
+    useful = PASS_TOKENS * (16 if on_gpu else 1) // backbone.length
+    carried = memory // 2 // backbone.row_bytes()
+    return max(1, min(useful, carried) // training.batch)
+
+
+class Stepper:
+    """AdamW or SGD on a table of lines; elementwise, so it is one optimizer a line."""
+
+    def __init__(self, training: Training, lines: Tensor) -> None:
+        self.training = training
+        self.first, self.second = torch.zeros_like(lines), torch.zeros_like(lines)
+
+    def step(self, lines: Tensor, slope: Tensor, at: int, steps: Tensor) -> None:
+        """Move the first len(slope) lines, each of which has done `at` of its own number of `steps`."""
+        n, training = len(slope), self.training
+        if training.clip:
+            length = slope.norm(dim=1, keepdim=True)
+            slope = slope * (training.clip / (length + 1e-6)).clamp(max=1)
+        rise = (training.warmup * steps[:n]).ceil().clamp(min=1)
+        lr = training.lr * ((at + 1) / rise).clamp(max=1).unsqueeze(1).to(lines)
+        lines[:n] *= 1 - lr * training.decay
+        first, second = self.first[:n], self.second[:n]
+        if training.optimizer == "sgd":
+            first.mul_(training.momentum).add_(slope)
+            lines[:n] -= lr * first
+            return
+        first.lerp_(slope, 1 - BETAS[0])
+        second.lerp_(slope * slope, 1 - BETAS[1])
+        spread = (second / (1 - BETAS[1] ** (at + 1))).sqrt_().add_(EPSILON)
+        lines[:n] -= lr / (1 - BETAS[0] ** (at + 1)) * first / spread
+
+
+class Drops:
+    """Dropout on the adapters' input, each job's mask from its own generator."""
+
+    def __init__(self, share: float, draws: Sequence[torch.Generator]) -> None:
+        self.share, self.draws = share, draws
+
+    def __call__(self, rows: Tensor) -> Tensor:
+        """rows [jobs, ...] with a share of each job's numbers set to zero and the rest scaled up."""
+        kept = torch.stack([torch.rand(part.shape, generator=draw) for part, draw in zip(rows, self.draws, strict=True)])
+        return rows * (kept >= self.share).to(rows) / (1 - self.share)
+
+
+def train(training: Training, backbone: Backbone, bank: Bank, jobs: Sequence[Job]) -> list[Trained]:
+    """Train every job, all in one pass a step, with the same result as one at a time."""
+    plans = {job.name: order(training, count(job.rows), job.draw("order")) for job in jobs}
+    jobs = sorted(jobs, key=lambda job: -len(plans[job.name]))
+    steps = torch.tensor([len(plans[job.name]) for job in jobs])
+    start = torch.stack([bank.layout.vector(job.start) for job in jobs]).to(bank.lines)
+    lines, stepper = start.clone(), Stepper(training, start)
+    noise, masks = [job.draw("noise") for job in jobs], [job.draw("dropout") for job in jobs]
+    losses, terms = torch.zeros(len(jobs)), torch.zeros(len(jobs), dtype=torch.long)
+    for at in range(int(steps.max())):
+        n = int((steps > at).sum())
+        picks = torch.stack([plans[job.name][at] for job in jobs[:n]])
+        rows = join([backbone.draw(take(job.rows, pick.clamp(min=0)), draw) for job, pick, draw in zip(jobs, picks, noise)])
+        leaf = lines[:n].detach().requires_grad_()
+        drop = Drops(training.dropout, masks[:n]) if training.dropout else None
+        with bank.carry(leaf, drop=drop), precision(lines.device):
+            sums, counts = backbone.losses(rows)
+        real = (picks >= 0).to(sums.device)
+        sums, counts = sums.view(n, -1) * real, counts.view(n, -1) * real
+        each = sums.sum(1) / counts.sum(1).clamp(min=1)
+        (slope,) = torch.autograd.grad(each.sum(), leaf)
+        if training.proximal:
+            slope = slope + training.proximal * (leaf.detach() - start[:n])
+        stepper.step(lines, slope, at, steps.to(lines.device))
+        losses[:n] += each.detach().cpu()
+        terms[:n] += counts.sum(1).cpu()
+    done = zip(jobs, lines.cpu(), (losses / steps).tolist(), steps.tolist(), terms.tolist(), strict=True)
+    return [
+        Trained(job.name, bank.layout.tree(line, lora.rank(job.start)), loss, int(own), int(seen))
+        for job, line, loss, own, seen in done
+    ]
+
+
+def precision(device: torch.device) -> contextlib.AbstractContextManager[object]:
+    """Mixed precision on a GPU, plain elsewhere."""
+    return torch.autocast("cuda", torch.bfloat16) if device.type == "cuda" else contextlib.nullcontext()

@@ -1,0 +1,66 @@
+"""Where clients run. A place turns a plan into clients to ask; the run does not know which it is."""
+
+import time
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from fedgen import plan as plans
+from fedgen.backbones import LanguageBackbone
+from fedgen.errors import StoreError
+from fedgen.journal import hold
+from fedgen.places import inprocess
+from fedgen.plan import Plan
+from fedgen.run import PLAN, SHELF, Cost, Run, Tell, cost_of, go
+from fedgen.store import write_whole
+
+
+def silent(event: object) -> None:
+    """Tell nobody."""
+
+
+def run(
+    plan: Plan | Path | str | Mapping[str, Any],
+    folder: Path | str | None = None,
+    *,
+    settings: Sequence[str] = (),
+    tell: Tell = silent,
+) -> Run:
+    """Run a plan to its end in a new folder; `tell` hears every reply and report."""
+    plan = plan if isinstance(plan, Plan) else plans.read(plan, settings)
+    where = Path(folder) if folder else Path("runs") / f"{plan.name}-{time.strftime('%Y%m%d-%H%M%S')}"
+    if (where / PLAN).exists():
+        raise StoreError(f"run '{where}': holds a run already; go on with `fedgen resume {where}`, or name another folder")
+    backbone = plan.backbone.load()
+    settled = inprocess.settle(plan, backbone)
+    where.mkdir(parents=True, exist_ok=True)
+    with hold(where):
+        place = inprocess.place(settled, backbone, where / SHELF, tell)
+        write_whole(where / PLAN, plans.write(settled).encode())
+        return go(where, settled, place, tell)
+
+
+def resume(folder: Path | str, *, tell: Tell = silent) -> Run:
+    """Go on with a run from its last finished round; the end is that of an uninterrupted run."""
+    found = Run(Path(folder))
+    with hold(found.folder):
+        if found.finished:
+            return found
+        settled = found.plan
+        place = inprocess.place(settled, settled.backbone.load(), found.folder / SHELF, tell)
+        return go(found.folder, settled, place, tell)
+
+
+def cost(plan: Plan | Path | str | Mapping[str, Any], *, settings: Sequence[str] = ()) -> tuple[Plan, Cost]:
+    """The resolved plan and what it would cost; nothing is run or written."""
+    plan = plan if isinstance(plan, Plan) else plans.read(plan, settings)
+    backbone = plan.backbone.load()
+    settled = inprocess.settle(plan, backbone)
+    return settled, cost_of(settled, inprocess.place(settled, backbone, None, silent))
+
+
+def held_out_prompt(plan: Plan, backbone: LanguageBackbone, client: str, tokens: int = 24) -> str:
+    """The opening of a client's first test row: text that no adapter was trained on."""
+    held, _ = inprocess.hold_data(plan, backbone)
+    ids = held[client].test["ids"][0, :tokens].tolist()
+    return str(backbone.tokenizer.decode([token for token in ids if token != backbone.end]))

@@ -1,0 +1,110 @@
+"""Clients in this process: offers are taken a cohort at a time, and every message is packed and weighed as for a wire."""
+
+import dataclasses
+import functools
+import itertools
+import os
+import platform
+from collections.abc import Callable, Iterable, Iterator
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from fedgen import seeds, tree
+from fedgen.backbones import Backbone
+from fedgen.bank import Bank
+from fedgen.client import width
+from fedgen.data import clients
+from fedgen.data.deal import count
+from fedgen.plan import Plan
+from fedgen.records import Ask, Client, Offer, Reply, Update
+from fedgen.rounds import Site, turns
+from fedgen.run import Place
+from fedgen.store import Shelf
+
+SHELF_MEMORY = 2**28  # bytes of clients' own adapters kept in memory
+
+
+def settle(plan: Plan, backbone: Backbone) -> Plan:
+    """The plan with everything said that this machine decides, so that a resumed run decides nothing again."""
+    wide = width(plan.training, backbone, free_memory())
+    targets = plan.adapter.targets or tuple(backbone.targets)
+    adapter = dataclasses.replace(plan.adapter, targets=targets)
+    return dataclasses.replace(plan, adapter=adapter, training=dataclasses.replace(plan.training, cohort=wide))
+
+
+def place(plan: Plan, backbone: Backbone, shelf: Path | None, tell: Callable[[object], None]) -> Place:
+    """This process as a place for a settled plan."""
+    held, dropped = hold_data(plan, backbone)
+    bank = Bank(backbone.network, plan.adapter.targets, plan.adapter.rank)
+    own = Shelf(shelf, SHELF_MEMORY)
+    site = Site(plan.seed, backbone, bank, held, plan.training, plan.personal, own, plan.evaluate.rows)
+    start = bank.fresh(seeds.generator(plan.seed, -1, "", "adapter"))
+    sizes = {name: count(client.train) for name, client in held.items()}
+    facts = facts_of(plan, backbone) | {"clients": len(held), "dropped": list(dropped), "rows": sum(sizes.values())}
+    return Place(sizes, asker(site, tell), start, own, facts)
+
+
+def hold_data(plan: Plan, backbone: Backbone) -> tuple[dict[str, Client], tuple[str, ...]]:
+    """The clients with their encoded rows, and the names of those too small."""
+    documents = plan.data.read()
+    shares = plan.partition.share(documents, seeds.generator(plan.seed, -1, "", "partition"))
+    draw_of = functools.partial(_draw, plan.seed)
+    return clients(documents, shares, backbone.encode, plan.deal, draw_of)
+
+
+def _draw(seed: int, client: str) -> torch.Generator:
+    return seeds.generator(seed, -1, client, "deal")
+
+
+def facts_of(plan: Plan, backbone: Backbone) -> dict[str, Any]:
+    """What holds for the whole run: the model's size and identity, the machine, the versions."""
+    weights = list(backbone.network.parameters())  # a tied weight counts once
+    return {
+        "kind": "text",
+        "backbone": backbone.name,
+        "backbone_hash": backbone.hash,
+        "targets": list(plan.adapter.targets),
+        "parameters": sum(weight.numel() for weight in weights),
+        "full_bytes": sum(weight.numel() * weight.element_size() for weight in weights),
+        "row_bytes": backbone.row_bytes(),
+        "machine": f"{platform.machine()}, {os.cpu_count()} cores, {weights[0].device.type}",
+        "versions": {name: version(name) for name in ("torch", "transformers")} | {"python": platform.python_version()},
+    }
+
+
+def free_memory() -> int:
+    """Bytes that a pass may count on: the GPU's free memory, or this machine's."""
+    if torch.cuda.is_available():
+        return torch.cuda.mem_get_info()[0]
+    try:
+        return os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    except (ValueError, OSError):  # a system that does not say
+        return 2**31
+
+
+def asker(site: Site, tell: Callable[[object], None] = lambda event: None) -> Ask:
+    """An `ask` whose clients are the site's, `training.cohort` of them at a time."""
+
+    def ask(offers: Iterable[Offer]) -> Iterator[Reply]:
+        waiting = iter(offers)
+        while part := list(itertools.islice(waiting, site.training.cohort)):
+            for offer, reply in zip(part, turns(site, part), strict=True):
+                weighed = weigh(offer, reply)
+                tell(weighed)
+                yield weighed
+
+    return ask
+
+
+def weigh(offer: Offer, reply: Reply) -> Reply:
+    """The reply with the bytes of both directions."""
+    note = {"round": str(offer.round), "client": offer.client, "cluster": offer.cluster}
+    down = len(tree.pack(offer.adapter, note | {"use": offer.use}))
+    if not isinstance(reply, Update):
+        return dataclasses.replace(reply, down=down)
+    metrics = {key: repr(value) for key, value in reply.metrics.items()}
+    up = len(tree.pack(reply.adapter, note | metrics | {"examples": str(reply.examples)}))
+    return dataclasses.replace(reply, up=up, down=down)

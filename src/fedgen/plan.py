@@ -1,0 +1,208 @@
+"""A plan is one TOML file: everything a run depends on. Read strictly, refused with a reason, written back resolved."""
+
+import dataclasses
+import json
+import tomllib
+import typing
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from fedgen.aggregate import AGGREGATES, Aggregate, Average, Exact
+from fedgen.backbones import BACKBONES, Language
+from fedgen.client import Training
+from fedgen.cohort import COHORTS, Cohort, Uniform
+from fedgen.data import PARTITIONS, SOURCES, ByField, Deal, Partition, Source, Stdlib
+from fedgen.errors import PlanError
+from fedgen.outer import OUTERS, Outer, Plain
+from fedgen.personal import PERSONALS, FineTune, Personal
+from fedgen.records import Range
+
+
+@dataclass(frozen=True)
+class Adapter:
+    """The federated adapter: its rank, and the layers it adapts (none named: the backbone's own choice)."""
+
+    rank: Annotated[int, Range(1)] = 4
+    targets: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class Measure:
+    """What is measured: validation rows of `clients` every so many rounds (0: never), at most `rows` a client (0: all)."""
+
+    every: Annotated[int, Range(0)] = 1
+    clients: Annotated[int, Range(1)] = 16
+    rows: Annotated[int, Range(0)] = 0
+
+
+@dataclass(frozen=True)
+class Plan:
+    """Everything a run depends on: one part a section."""
+
+    name: str = "run"
+    seed: Annotated[int, Range(0)] = 0
+    rounds: Annotated[int, Range(1)] = 10
+    place: Literal["inprocess"] = "inprocess"
+    backbone: Language = field(default_factory=Language)
+    adapter: Adapter = field(default_factory=Adapter)
+    data: Source = field(default_factory=Stdlib)
+    partition: Partition = field(default_factory=ByField)
+    deal: Deal = field(default_factory=Deal)
+    training: Training = field(default_factory=Training)
+    cohort: Cohort = field(default_factory=Uniform)
+    aggregate: Aggregate = field(default_factory=Average)
+    outer: Outer = field(default_factory=Plain)
+    personal: Personal = field(default_factory=FineTune)
+    evaluate: Measure = field(default_factory=Measure)
+
+
+Table = Mapping[str, type[Any]]
+TABLES: dict[str, Table] = {
+    "backbone": BACKBONES,
+    "data": SOURCES,
+    "partition": PARTITIONS,
+    "cohort": COHORTS,
+    "aggregate": AGGREGATES,
+    "outer": OUTERS,
+    "personal": PERSONALS,
+}
+SECTIONS: dict[str, type[Any]] = {"adapter": Adapter, "deal": Deal, "training": Training, "evaluate": Measure}
+
+
+def read(source: Path | str | Mapping[str, Any], settings: Sequence[str] = ()) -> Plan:
+    """A plan from a file or a dict, with `section.key=value` settings laid over it."""
+    keys = dict(source) if isinstance(source, Mapping) else _load(Path(source))
+    keys = {key: dict(value) if isinstance(value, Mapping) else value for key, value in keys.items()}
+    for setting in settings:
+        _lay(keys, setting)
+    plan = _plan(keys)
+    agree(plan)
+    return plan
+
+
+def _load(path: Path) -> dict[str, Any]:
+    try:
+        return tomllib.loads(path.read_text("utf-8"))
+    except OSError as error:
+        raise PlanError(f"plan '{path}': cannot be read ({error.strerror}); wanted a TOML file") from error
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise PlanError(f"plan '{path}': is not TOML: {error}") from error
+
+
+def _lay(keys: dict[str, Any], setting: str) -> None:
+    name, equals, raw = setting.partition("=")
+    section, dot, key = name.strip().rpartition(".")
+    if not equals or not key:
+        raise PlanError(f"--set {setting}: wanted section.key=value, such as training.epochs=2")
+    try:
+        value = tomllib.loads(f"value = {raw}")["value"]
+    except tomllib.TOMLDecodeError:
+        value = raw.strip()
+    place = keys.setdefault(section, {}) if dot else keys
+    if not isinstance(place, dict):
+        raise PlanError(f"--set {setting}: '{section}' is a value, not a section")
+    place[key] = value
+
+
+def _plan(keys: Mapping[str, Any]) -> Plan:
+    hints = typing.get_type_hints(Plan, include_extras=True)
+    known = [name for name in hints if name not in TABLES and name not in SECTIONS]
+    parts: dict[str, Any] = {}
+    for key, value in keys.items():
+        if key not in hints:
+            raise PlanError(f"plan: '{key}' is not one of {', '.join(hints)}")
+        if key in known:
+            parts[key] = _value(key, value, hints[key])
+        elif not isinstance(value, dict):
+            raise PlanError(f"plan: '{key}' is a section, came {value!r}; write [{key}] and its keys below it")
+        else:
+            parts[key] = _section(key, value)
+    return Plan(**parts)
+
+
+def _section(section: str, keys: Mapping[str, Any]) -> Any:
+    keys = dict(keys)
+    if section in SECTIONS:
+        return _part(section, SECTIONS[section], keys)
+    table = TABLES[section]
+    default = type(getattr(Plan(), section))
+    kind = keys.pop("kind", next(name for name, part in table.items() if part is default))
+    if kind not in table:
+        raise PlanError(f"{section}.kind: {kind!r} is not one of {', '.join(table)}")
+    return _part(section, table[kind], keys)
+
+
+def _part(section: str, part: type[Any], keys: Mapping[str, Any]) -> Any:
+    hints = {spot.name: typing.get_type_hints(part, include_extras=True)[spot.name] for spot in dataclasses.fields(part)}
+    for key in keys:
+        if key not in hints:
+            wanted = ", ".join(hints) or "no keys but kind"
+            raise PlanError(f"{section}.{key}: no such key; {part.__name__} has {wanted}")
+    for spot in dataclasses.fields(part):
+        needed = spot.default is dataclasses.MISSING and spot.default_factory is dataclasses.MISSING
+        if needed and spot.name not in keys:
+            raise PlanError(f"{section}.{spot.name}: is missing; {part.__name__} wants {_wish(hints[spot.name])}")
+    return part(**{key: _value(f"{section}.{key}", value, hints[key]) for key, value in keys.items()})
+
+
+def _value(where: str, value: Any, hint: Any) -> Any:
+    """The value as the hint wants it, or one clear line."""
+    base, *marks = typing.get_args(hint) if typing.get_origin(hint) is Annotated else (hint,)
+    if typing.get_origin(base) is Literal:
+        if value not in typing.get_args(base) or isinstance(value, bool):
+            raise PlanError(f"{where}: {value!r} is not one of {', '.join(map(str, typing.get_args(base)))}")
+        return value
+    if typing.get_origin(base) is tuple and isinstance(value, list) and all(isinstance(item, str) for item in value):
+        return tuple(value)
+    if base is float and isinstance(value, int) and not isinstance(value, bool):
+        value = float(value)
+    if type(value) is not base:
+        raise PlanError(f"{where}: wanted {_wish(hint)}, came {value!r}")
+    for mark in marks:
+        if value not in mark:
+            raise PlanError(f"{where}: wanted {_wish(hint)}, came {value!r}")
+    return value
+
+
+def _wish(hint: Any) -> str:
+    base, *marks = typing.get_args(hint) if typing.get_origin(hint) is Annotated else (hint,)
+    names = {int: "a whole number", float: "a number", str: "a text", bool: "true or false"}
+    named = names.get(base) or ("a list of texts" if typing.get_origin(base) is tuple else str(base))
+    return " ".join([named, *map(str, marks)])
+
+
+def agree(plan: Plan) -> None:
+    """Refuse parts that disagree, with the reason."""
+    if isinstance(plan.aggregate, Exact) and plan.outer != Plain():
+        raise PlanError(
+            "aggregate and outer disagree: the exact average is factored anew each round, so there is no straight way from "
+            "the old factors to the new; use outer.kind = 'plain' with lr = 1, or aggregate.kind = 'average'"
+        )
+    if plan.training.momentum and plan.training.optimizer != "sgd":
+        raise PlanError("training.momentum: AdamW has its own; set training.optimizer = 'sgd', or momentum = 0")
+
+
+def kind_of(section: str, part: object) -> str:
+    """The name under which a part stands in its table."""
+    return next(name for name, kind in TABLES[section].items() if type(part) is kind)
+
+
+def write(plan: Plan) -> str:
+    """The plan as TOML, every key said."""
+    top = [f"{key} = {_toml(getattr(plan, key))}" for key in ("name", "seed", "rounds", "place")]
+    return "\n".join([*top, *(_written(section, plan) for section in [*TABLES, *SECTIONS])]) + "\n"
+
+
+def _written(section: str, plan: Plan) -> str:
+    part: Any = getattr(plan, section)
+    kind = [f'kind = "{kind_of(section, part)}"'] if section in TABLES else []
+    keys = [f"{spot.name} = {_toml(getattr(part, spot.name))}" for spot in dataclasses.fields(part)]
+    return "\n".join(["", f"[{section}]", *kind, *keys])
+
+
+def _toml(value: object) -> str:
+    if isinstance(value, tuple):
+        return f"[{', '.join(map(_toml, value))}]"
+    return json.dumps(value, ensure_ascii=False)

@@ -1,0 +1,204 @@
+"""One round: the client's half (`turns`) and the server's half (`play`). Places differ only in the `ask` between them."""
+
+import functools
+import math
+import time
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+
+from fedgen import seeds, tree
+from fedgen.aggregate import Aggregate, Fold
+from fedgen.backbones import Backbone
+from fedgen.bank import Bank
+from fedgen.client import Job, Trained, Training, train
+from fedgen.cohort import Cohort
+from fedgen.data.deal import count, take
+from fedgen.errors import ClientError
+from fedgen.evaluate import Score, score
+from fedgen.outer import Outer
+from fedgen.personal import Personal
+from fedgen.records import Ask, Client, Failure, Offer, Reply, Report, Rows, State, Tree, Update
+from fedgen.store import Shelf
+
+SHARED, OWN = "shared", "own"
+
+
+@dataclass(frozen=True)
+class Site:
+    """What a machine needs to play the turns of the clients it holds. `rows` bounds each held-out measurement; 0 is all."""
+
+    seed: int
+    backbone: Backbone
+    bank: Bank
+    clients: Mapping[str, Client]
+    training: Training
+    personal: Personal
+    shelf: Shelf
+    rows: int = 0
+
+
+@dataclass(frozen=True)
+class Server:
+    """What the server needs to play a round."""
+
+    seed: int
+    names: Sequence[str]
+    sizes: Mapping[str, int]
+    cohort: Cohort
+    aggregate: Aggregate
+    outer: Outer
+
+
+def turn(site: Site, offer: Offer) -> Reply:
+    """One client's half of a round."""
+    return turns(site, [offer])[0]
+
+
+def turns(site: Site, offers: Sequence[Offer]) -> list[Reply]:
+    """The client's half of a round for several clients at once, each as if alone."""
+    known = [offer for offer in offers if offer.client in site.clients]
+    shared = _train(site, [(offer, offer.adapter) for offer in known if offer.use == "train"], SHARED)
+    own = _train(site, [(offer, start) for offer in known if (start := _own_start(site, offer))], OWN)
+    broken = {client: done for part in (shared, own) for client, done in part.items() if not tree.is_finite(done.adapter)}
+    whole = [offer for offer in known if offer.client not in broken]
+    for offer in whole:
+        if offer.client in own:
+            site.shelf.put(offer.client, offer.round, own[offer.client].adapter)
+    scores = _score(site, [offer for offer in whole if offer.use != "train"])
+    replies: dict[str, Reply] = {}
+    for offer in offers:
+        where, name = (offer.round, offer.client, offer.cluster), offer.client
+        if name not in site.clients:
+            replies[name] = Failure(*where, reason="no such client here")
+        elif name in broken:
+            loss = broken[name].loss
+            replies[name] = Failure(*where, reason=f"training ended in numbers that are not finite (loss {loss:.3g}); lower lr")
+        elif name in scores:
+            replies[name] = Update(*where, {}, count(site.clients[name].train), _metrics(scores[name]))
+        else:
+            done = shared[name]
+            metrics = {"loss": done.loss, "steps": done.steps, "terms": done.terms}
+            replies[name] = Update(*where, done.adapter, count(site.clients[name].train), metrics)
+    return [replies[offer.client] for offer in offers]
+
+
+def _own_start(site: Site, offer: Offer) -> Tree | None:
+    """What the client's own adapter trains from in this turn; None if it does not train."""
+    own = site.shelf.get(offer.client)
+    due = {"train": site.personal.each_round, "check": False, "score": own is None or not site.personal.each_round}
+    return site.personal.begin(own, offer.adapter) if due[offer.use] else None
+
+
+def _train(site: Site, starts: Sequence[tuple[Offer, Tree]], what: str) -> dict[str, Trained]:
+    if not starts:
+        return {}
+    jobs = [
+        Job(offer.client, start, site.clients[offer.client].train, functools.partial(_draw, site, offer, what))
+        for offer, start in starts
+    ]
+    training = site.training if what == SHARED else site.personal.training(site.training)
+    return {done.name: done for done in train(training, site.backbone, site.bank, jobs)}
+
+
+def _draw(site: Site, offer: Offer, what: str, use: str) -> torch.Generator:
+    return seeds.generator(site.seed, offer.round, offer.client, f"{what} {use}")
+
+
+def _score(site: Site, offers: Sequence[Offer]) -> dict[str, dict[str, Score]]:
+    """Each client's held-out scores: the offered adapter's, and at the end the bare backbone's and its own beside it."""
+    nothing = torch.zeros(site.bank.layout.width)
+    tasks: list[tuple[str, str, torch.Tensor, Rows]] = []
+    for offer in offers:
+        client, line = site.clients[offer.client], site.bank.layout.vector(offer.adapter)
+        if offer.use == "check":
+            tasks.append((client.name, offer.cluster, line, head(client.valid, site.rows)))
+            continue
+        lines = {"backbone": nothing, offer.cluster: line}
+        if own := site.shelf.get(client.name):
+            lines["personal"] = site.bank.layout.vector(own)
+        tasks += [(client.name, name, line, head(client.test, site.rows)) for name, line in lines.items()]
+    found: dict[str, dict[str, Score]] = {}
+    results = score(site.backbone, site.bank, [(line, rows) for _, _, line, rows in tasks]) if tasks else []
+    for (client, name, _, _), result in zip(tasks, results, strict=True):
+        found.setdefault(client, {})[name] = result
+    return found
+
+
+def _metrics(scores: Mapping[str, Score]) -> dict[str, float]:
+    """Scores as the flat numbers of an update."""
+    return {f"{name}.{key}": value for name, found in scores.items() for key, value in vars(found).items()}
+
+
+def head(rows: Rows, most: int) -> Rows:
+    """The first so many rows, or all."""
+    return take(rows, torch.arange(min(most, count(rows)))) if most else rows
+
+
+def read_scores(update: Update) -> dict[str, Score]:
+    """The scores that an update's metrics carry, by adapter."""
+    found: dict[str, dict[str, float]] = {}
+    for key, value in update.metrics.items():
+        name, _, part = key.rpartition(".")
+        found.setdefault(name, {})[part] = value
+    return {
+        name: Score(parts["loss"], int(parts["terms"]), int(parts["words"]), int(parts["bytes"]))
+        for name, parts in found.items()
+    }
+
+
+class _Tally:
+    """What a round has seen so far."""
+
+    def __init__(self, server: Server, state: State) -> None:
+        self.server, self.state = server, state
+        self.folds: dict[str, Fold] = {}
+        self.losses: list[float] = []
+        self.failures: list[Failure] = []
+        self.terms = self.up = self.down = 0
+
+    def take(self, reply: Reply) -> None:
+        """Count one reply, and fold it in if it is an update."""
+        self.down += reply.down
+        if isinstance(reply, Failure):
+            self.failures.append(reply)
+            return
+        if reply.cluster not in self.folds:
+            self.folds[reply.cluster] = self.server.aggregate.fold(self.state.adapters[reply.cluster])
+        self.folds[reply.cluster].add(reply)
+        self.up += reply.up
+        self.losses.append(reply.metrics["loss"])
+        self.terms += int(reply.metrics["terms"])
+
+    def report(self, names: Sequence[str], seconds: float) -> Report:
+        """The round as it went; the order of arrival leaves no trace."""
+        metrics = {"loss": math.fsum(self.losses) / len(self.losses), "terms": float(self.terms)}
+        failures = tuple(sorted(self.failures, key=lambda failure: failure.client))
+        return Report(self.state.round + 1, tuple(names), failures, metrics, self.up, self.down, seconds)
+
+
+def play(server: Server, state: State, ask: Ask) -> tuple[State, Report]:
+    """The server's half of a round: offer, fold what comes back, step."""
+    began, now = time.perf_counter(), state.round + 1
+    names = server.cohort.pick(server.names, server.sizes, run=server.seed, turn=now)
+    tally = _Tally(server, state)
+    for reply in ask(offers(state, names, now, "train")):
+        tally.take(reply)
+    if not tally.losses:
+        first = tally.failures[0].reason if tally.failures else "nobody answered"
+        raise ClientError(f"round {now}: none of {len(names)} clients sent an update; the first said: {first}")
+    adapters, memory = dict(state.adapters), dict(state.memory)
+    for cluster, fold in tally.folds.items():
+        past = state.memory.get(cluster, {})
+        adapters[cluster], memory[cluster] = server.outer.step(state.adapters[cluster], fold.close(), past)
+    report = tally.report(names, time.perf_counter() - began)
+    return State(now, adapters, memory, state.where), report
+
+
+def offers(state: State, names: Iterable[str], turn: int, use: Literal["train", "check", "score"]) -> Iterator[Offer]:
+    """The same question to each client, with its own cluster's adapter."""
+    for name in names:
+        cluster = state.cluster(name)
+        yield Offer(turn, name, cluster, state.adapters[cluster], use)

@@ -1,0 +1,251 @@
+"""A run is a folder: the resolved plan, a journal, a checkpoint, the clients' shelf, adapters and scores.
+
+`go` plays the rounds of a plan at any place and finishes the run; what it needs of a place is a `Place`.
+"""
+
+import dataclasses
+import json
+import resource
+import sys
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from fedgen import lora, plan, seeds, tree
+from fedgen.cohort import wanted
+from fedgen.errors import StoreError
+from fedgen.evaluate import Score, total
+from fedgen.journal import Journal, line_of, load_checkpoint, save_checkpoint
+from fedgen.plan import Plan
+from fedgen.records import GLOBAL, Ask, Failure, Report, State, Tree, Update
+from fedgen.rounds import Server, offers, play, read_scores
+from fedgen.store import Card, Shelf, load_bundle, save_bundle, write_whole
+
+PLAN, FACTS, JOURNAL, CHECKPOINT, SCORES = "plan.toml", "facts.json", "journal.jsonl", "checkpoint.safetensors", "scores.json"
+ADAPTERS, SHELF = "adapters", "shelf"
+
+
+@dataclass(frozen=True)
+class Place:
+    """What a place gives a run: clients to ask, the adapter they all start from, and facts about the machine and model."""
+
+    sizes: Mapping[str, int]
+    ask: Ask
+    start: Tree
+    shelf: Shelf
+    facts: Mapping[str, Any]
+
+
+@dataclass(frozen=True)
+class Run:
+    """A run folder, to be read."""
+
+    folder: Path
+
+    def __post_init__(self) -> None:
+        if not (self.folder / PLAN).is_file():
+            raise StoreError(f"run '{self.folder}': holds no {PLAN}; wanted the folder of a run (see `fedgen list`)")
+
+    @property
+    def plan(self) -> Plan:
+        """The resolved plan."""
+        return plan.read(self.folder / PLAN)
+
+    @property
+    def facts(self) -> dict[str, Any]:
+        """What was measured once: sizes, machine, versions."""
+        return self._json(FACTS)
+
+    @property
+    def journal(self) -> list[dict[str, Any]]:
+        """A line a finished round."""
+        return Journal(self.folder / JOURNAL).lines()
+
+    @property
+    def finished(self) -> bool:
+        """Whether the run came to its end."""
+        return (self.folder / SCORES).exists()
+
+    @property
+    def outcome(self) -> dict[str, Any]:
+        """How the run ended: time, memory, bytes and failures of the last question."""
+        return self._json(SCORES)
+
+    @property
+    def scores(self) -> dict[str, dict[str, Score]]:
+        """Each client's held-out scores by adapter: backbone, global, personal."""
+        clients = self.outcome.get("clients", {})
+        return {name: {key: Score(**value) for key, value in found.items()} for name, found in clients.items()}
+
+    def adapters(self) -> list[str]:
+        """The names that `adapter` takes."""
+        bundles = [path.name for path in sorted((self.folder / ADAPTERS).glob("*")) if path.is_dir()]
+        return ["backbone", *bundles, *(f"client/{name}" for name in self.shelf().clients())]
+
+    def shelf(self) -> Shelf:
+        """The clients' own adapters."""
+        return Shelf(self.folder / SHELF)
+
+    def adapter(self, name: str) -> tuple[Tree, Card]:
+        """An adapter by name: `global`, or a client's own as `client/NAME`."""
+        own = self.shelf().get(name.removeprefix("client/")) if name.startswith("client/") else None
+        if own is not None:
+            _, parent = self.adapter(GLOBAL)
+            lineage = {"client": name.removeprefix("client/"), "parent": parent.hash, "hash": "", "metrics": {}}
+            return own, dataclasses.replace(parent, **lineage)
+        if not (self.folder / ADAPTERS / name).is_dir() or not name:
+            names = self.adapters()[1:]
+            shown = ", ".join(names[:8]) + (f", ... ({len(names)} in all)" if len(names) > 8 else "")
+            raise StoreError(f"run '{self.folder}': has no adapter '{name}'; it has {shown or 'none before its end'}")
+        return load_bundle(self.folder / ADAPTERS / name)
+
+    def _json(self, name: str) -> dict[str, Any]:
+        path = self.folder / name
+        found: dict[str, Any] = json.loads(path.read_text("utf-8")) if path.exists() else {}
+        return found
+
+
+@dataclass(frozen=True)
+class Began:
+    """The first thing a run tells: what is to be played, and from which round on."""
+
+    folder: Path
+    plan: Plan
+    facts: Mapping[str, Any]
+    round: int
+
+
+@dataclass(frozen=True)
+class Finished:
+    """The last thing a run tells: everything is in its folder."""
+
+    folder: Path
+
+
+Tell = Callable[[object], None]
+
+
+def go(folder: Path, settled: Plan, place: Place, tell: Tell) -> Run:
+    """Play the rounds that are still to play, measure everyone, and save what came of it."""
+    if not (folder / FACTS).exists():
+        write_whole(folder / FACTS, _dump(place.facts))
+    journal = Journal(folder / JOURNAL)
+    state = load_checkpoint(folder / CHECKPOINT) or State(0, {GLOBAL: place.start})
+    journal.rewind(state.round)
+    place.shelf.rewind(state.round)
+    names = sorted(place.sizes)
+    tell(Began(folder, settled, place.facts, state.round))
+    server = Server(settled.seed, names, place.sizes, settled.cohort, settled.aggregate, settled.outer)
+    while state.round < settled.rounds:
+        state, report = play(server, state, place.ask)
+        report = _checked(report, state, settled, names, place.ask)
+        place.shelf.flush()
+        journal.append(line_of(report))
+        save_checkpoint(folder / CHECKPOINT, state)
+        place.shelf.settle(state.round)
+        tell(report)
+    _finish(folder, settled, state, place, names)
+    tell(Finished(folder))
+    return Run(folder)
+
+
+def _checked(report: Report, state: State, settled: Plan, names: Sequence[str], ask: Ask) -> Report:
+    """The report with the shared adapters' perplexity on the validation rows of the same few clients each time."""
+    every = settled.evaluate.every
+    if not every or (state.round % every and state.round < settled.rounds):
+        return report
+    panel = panel_of(settled, names)
+    replies = list(ask(offers(state, panel, state.round, "check")))
+    scores = [found for reply in replies if isinstance(reply, Update) for found in read_scores(reply).values()]
+    if not scores:
+        return report
+    return dataclasses.replace(report, metrics=dict(report.metrics) | {"perplexity": total(scores).per_term})
+
+
+def panel_of(settled: Plan, names: Sequence[str]) -> list[str]:
+    """The clients whose validation rows are looked at in every round."""
+    draw = seeds.generator(settled.seed, -1, "", "panel")
+    return sorted(plan.Uniform(count=min(settled.evaluate.clients, len(names))).pick(names, {}, run=draw.initial_seed(), turn=-1))
+
+
+def _finish(folder: Path, settled: Plan, state: State, place: Place, names: Sequence[str]) -> None:
+    """Ask everyone for scores, once the rounds are over; personal adapters stay on the clients' shelf."""
+    began = time.perf_counter()
+    replies = list(place.ask(offers(state, names, state.round + 1, "score")))
+    place.shelf.flush()
+    place.shelf.settle(state.round + 1)
+    scores = {reply.client: read_scores(reply) for reply in replies if isinstance(reply, Update)}
+    for cluster, adapter in state.adapters.items():
+        inside = [found[cluster] for found in scores.values() if cluster in found]
+        save_bundle(folder / ADAPTERS / cluster, adapter, _card(folder, state, place, cluster, inside))
+    outcome = {
+        "clients": {name: {key: vars(score) for key, score in found.items()} for name, found in sorted(scores.items())},
+        "failures": [dataclasses.asdict(reply) for reply in replies if isinstance(reply, Failure)],
+        "up": sum(reply.up for reply in replies if isinstance(reply, Update)),
+        "down": sum(reply.down for reply in replies),
+        "seconds": time.perf_counter() - began,
+        "peak_memory": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024),
+    }
+    write_whole(folder / SCORES, _dump(outcome))
+
+
+def _card(folder: Path, state: State, place: Place, cluster: str, scores: Sequence[Score]) -> Card:
+    adapter = state.adapters[cluster]
+    return Card(
+        kind=place.facts["kind"],
+        backbone=place.facts["backbone"],
+        backbone_hash=place.facts["backbone_hash"],
+        run=folder.name,
+        round=state.round,
+        cluster=cluster,
+        parent=tree.digest(place.start),
+        rank=lora.rank(adapter),
+        targets=tuple(place.facts["targets"]),
+        metrics={"perplexity": total(scores).per_term} if scores else {},
+    )
+
+
+def _dump(content: Mapping[str, Any]) -> bytes:
+    return (json.dumps(content, indent=1, ensure_ascii=False) + "\n").encode()
+
+
+@dataclass(frozen=True)
+class Cost:
+    """What a plan costs before it is run."""
+
+    clients: int
+    cohort: int
+    backbone_parameters: int
+    adapter_parameters: int
+    message: int
+    full_message: int
+    row_bytes: int
+    rows_a_pass: int
+
+    @property
+    def round_bytes(self) -> int:
+        """Bytes a round in each direction."""
+        return self.cohort * self.message
+
+    @property
+    def saved(self) -> float:
+        """The share of full-model FedAvg's uplink that is not sent."""
+        return 1 - self.message / self.full_message
+
+
+def cost_of(settled: Plan, place: Place) -> Cost:
+    """The plan's cost at a place."""
+    cohort: Any = settled.cohort
+    facts = place.facts
+    return Cost(
+        clients=len(place.sizes),
+        cohort=wanted(cohort.count, cohort.fraction, len(place.sizes)),
+        backbone_parameters=facts["parameters"],
+        adapter_parameters=tree.size(place.start),
+        message=len(tree.pack(place.start)),
+        full_message=facts["full_bytes"],
+        row_bytes=facts["row_bytes"],
+        rows_a_pass=settled.training.cohort * settled.training.batch,
+    )

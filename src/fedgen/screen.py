@@ -1,0 +1,150 @@
+"""What a run looks like in a terminal: live progress, plain lines where there is no terminal, and tables."""
+
+import time
+from collections.abc import Sequence
+from types import TracebackType
+from typing import Self
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn, TextColumn, TimeRemainingColumn
+from rich.table import Table
+
+from fedgen.cohort import wanted
+from fedgen.evaluate import Gains, gains, total
+from fedgen.records import Failure, Report, Update
+from fedgen.run import Began, Run
+
+
+class Screen:
+    """Hears a run's events and shows them; Ctrl-C is answered with how to go on."""
+
+    def __init__(self, out: Console) -> None:
+        self.out = out
+        self.began: Began | None = None
+        self.done = 0
+        self.bar = Progress(
+            SpinnerColumn(), TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn(),
+            console=out, transient=True, disable=not out.is_terminal,
+        )  # fmt: skip
+
+    def __enter__(self) -> Self:
+        if not self.out.is_terminal:
+            self.out.print("loading the backbone and the clients' data ...")
+        self.bar.start()
+        self.task = self.bar.add_task("loading the backbone and the clients' data", total=None)
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
+        self.bar.stop()
+        if kind is KeyboardInterrupt:
+            if self.began is None:
+                self.out.print("stopped before the first round; nothing was written")
+            else:
+                self.out.print(f"stopped; all finished rounds are safe: go on with `fedgen resume {self.began.folder}`")
+
+    def tell(self, event: object) -> None:
+        """Show one event."""
+        if isinstance(event, Began):
+            self._begin(event)
+        elif isinstance(event, Update | Failure):
+            self.done += 1
+            self.bar.advance(self.task)
+            if isinstance(event, Failure):
+                self.out.print(f"  round {event.round}: client '{event.client}' sent nothing: {event.reason}", markup=False)
+            if self.began and event.round > self.began.plan.rounds:
+                self.bar.update(self.task, description="personal adapters and held-out scores")
+        elif isinstance(event, Report):
+            self._round(event)
+
+    def _begin(self, event: Began) -> None:
+        self.began, plan, clients = event, event.plan, event.facts["clients"]
+        cohort = wanted(plan.cohort.count, plan.cohort.fraction, clients)
+        panel = min(plan.evaluate.clients, clients) if plan.evaluate.every == 1 else 0
+        rounds = plan.rounds - event.round
+        self.bar.update(self.task, total=rounds * (cohort + panel) + clients, description=f"round {event.round + 1}")
+        facts = event.facts
+        self.out.print(
+            f"{clients} clients, {cohort} a round, {plan.rounds} rounds; backbone {facts['parameters']:,} parameters, frozen; "
+            f"run folder {event.folder}",
+            soft_wrap=True,
+        )
+        for name in facts["dropped"]:
+            self.out.print(f"  client '{name}' has too little text and is left out", markup=False)
+
+    def _round(self, report: Report) -> None:
+        perplexity = report.metrics.get("perplexity")
+        parts = [
+            f"round {report.round}/{self.began.plan.rounds if self.began else '?'}",
+            f"{len(report.clients) - len(report.failures)} of {len(report.clients)} clients",
+            f"loss {report.metrics['loss']:.3f}",
+            *([f"validation perplexity {perplexity:.2f}"] if perplexity else []),
+            f"{bytes_of(report.up)} up, {bytes_of(report.down)} down",
+            f"{report.metrics['terms'] / report.seconds:,.0f} tokens/s",
+        ]
+        self.out.print("  ".join(parts))
+        self.bar.update(self.task, description=f"round {report.round + 1}")
+
+
+def bytes_of(size: float) -> str:
+    """A number of bytes as people say it."""
+    for unit in ("B", "kB", "MB", "GB"):
+        if size < 1000:
+            return f"{size:.3g} {unit}" if unit != "B" else f"{size:.0f} B"
+        size /= 1000
+    return f"{size:,.3g} TB"
+
+
+def saved_uplink(run: Run) -> float | None:
+    """The share of full-model FedAvg's uplink that the run did not send."""
+    up = sum(line["up"] for line in run.journal)
+    full = sum(len(line["clients"]) - len(line["failures"]) for line in run.journal) * run.facts.get("full_bytes", 0)
+    return 1 - up / full if full else None
+
+
+def gains_of(run: Run, adapter: str) -> Gains | None:
+    """What an adapter gained over the bare backbone, client by client."""
+    scores = {name: found for name, found in run.scores.items() if adapter in found}
+    if not scores:
+        return None
+    return gains({n: s["backbone"] for n, s in scores.items()}, {n: s[adapter] for n, s in scores.items()})
+
+
+def outcome_table(run: Run) -> Table:
+    """Backbone, shared and personal adapters on the clients' held-out text."""
+    table = Table(title=f"{run.folder.name}: held-out text of {len(run.scores)} clients" + ("" if run.finished else " (not finished)"))
+    for head in ("adapter", "perplexity a token", "a word", "bits a byte", "mean fall", "worst decile", "clients that gained"):
+        table.add_column(head, justify="left" if head == "adapter" else "right")
+    adapters = dict.fromkeys(name for found in run.scores.values() for name in found)
+    for adapter in adapters:
+        score = total(found[adapter] for found in run.scores.values() if adapter in found)
+        gain = gains_of(run, adapter)
+        falls = ("", "", "")
+        if gain and adapter != "backbone":
+            falls = (f"{gain.mean:.1%}", f"{gain.worst_decile:.1%}", f"{gain.gained} of {gain.clients}")
+        table.add_row(adapter, f"{score.per_term:.2f}", f"{score.per_word:.1f}", f"{score.bits_per_byte:.3f}", *falls)
+    saved = saved_uplink(run)
+    up = sum(line["up"] for line in run.journal)
+    table.caption = f"{len(run.journal)} rounds, {bytes_of(up)} up" + (f", {saved:.2%} less than full-model FedAvg" if saved else "")
+    return table
+
+
+def runs_table(runs: Sequence[Run]) -> Table:
+    """One line a run."""
+    table = Table()
+    for head in ("run", "begun", "rounds", "clients", "backbone", "global", "personal", "mean fall", "up"):
+        table.add_column(head, justify="left" if head in ("run", "begun") else "right")
+    for run in runs:
+        begun = time.strftime("%Y-%m-%d %H:%M", time.localtime((run.folder / "plan.toml").stat().st_mtime))
+        pooled = [_pooled(run, adapter) for adapter in ("backbone", "global", "personal")]
+        gain = gains_of(run, "personal")
+        rounds = f"{len(run.journal)}/{run.plan.rounds}"
+        up = bytes_of(sum(line["up"] for line in run.journal))
+        table.add_row(
+            run.folder.name, begun, rounds, str(run.facts.get("clients", "")), *pooled, f"{gain.mean:.1%}" if gain else "", up
+        )
+    return table
+
+
+def _pooled(run: Run, adapter: str) -> str:
+    scores = [found[adapter] for found in run.scores.values() if adapter in found]
+    return f"{total(scores).per_term:.2f}" if scores else ""
