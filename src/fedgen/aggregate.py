@@ -1,4 +1,4 @@
-"""How updates become one adapter. A rule opens a fold; the fold takes updates in any order and closes to the same adapter."""
+"""How updates become one adapter: a rule opens a fold, which takes updates in any order and closes to the same."""
 
 from dataclasses import dataclass
 from typing import Literal, Protocol

@@ -1,8 +1,8 @@
 """Many adapters stacked on one frozen backbone, routed row by row.
 
 An adapter is one line of numbers; a bank is a table of such lines, one a slot. Training a cohort, serving a crowd and
-mixing styles are the same act: `carry` gives each group of a batch's rows its own line, cut once into the factors of every
-layer. Slot 0 is zeros: the backbone itself. A narrower adapter is padded with zeros, which changes nothing.
+mixing styles are the same act: `carry` gives each group of a batch's rows its own line, cut once into the factors of
+every layer. Slot 0 is zeros: the backbone itself. A narrower adapter is padded with zeros, which changes nothing.
 """
 
 import math
@@ -82,7 +82,7 @@ class Layout:
     def _check(self, pairs: Mapping[str, lora.Pair]) -> None:
         paths = {spot.path for spot in self.spots}
         if odd := paths ^ set(pairs):
-            raise TreeError(f"bank: the adapter and the bank's targets differ in layer '{sorted(odd)[0]}'")
+            raise TreeError(f"bank: the adapter and the bank's targets differ in layer '{min(odd)}'")
         for spot in self.spots:
             pair = pairs[spot.path]
             r = pair.a.shape[0]
@@ -122,7 +122,8 @@ class Lane(nn.Module):
         rows = x.to(self.a.dtype).reshape(len(self.a), x.shape[0] // len(self.a), *x.shape[1:])
         if self.drop is not None:
             rows = self.drop(rows)
-        return y + self.low(rows, self.a, self.b).view(y.shape).to(y.dtype)
+        low = self.low(rows, self.a, self.b).view(y.shape)
+        return y + low.to(y.dtype)
 
     def low(self, rows: Tensor, a: Tensor, b: Tensor) -> Tensor:
         """rows [g, m, ..., in] through a [g, r, in] and b [g, out, r]."""
@@ -148,7 +149,7 @@ class ConvLane(Lane):
         x = rows.transpose(0, 1).flatten(1, 2)
         h = F.conv2d(x, a.flatten(0, 1), None, conv.stride, conv.padding, conv.dilation, len(a))
         y = F.conv2d(h, b.flatten(0, 1), groups=len(a) * conv.groups)
-        return y.unflatten(1, (len(a), -1)).transpose(0, 1).contiguous()
+        return y.view(y.shape[0], len(a), -1, *y.shape[2:]).transpose(0, 1).contiguous()
 
     def mix(self, a: Tensor, b: Tensor, weights: Tensor) -> tuple[Tensor, Tensor]:
         """As in `Lane`, with the ranks of the k pairs side by side inside each of the convolution's own groups."""
@@ -206,9 +207,7 @@ class Bank:
             yield
 
     @contextmanager
-    def carry(
-        self, lines: Tensor, *, weights: Tensor | None = None, drop: Drop | None = None
-    ) -> Iterator[None]:
+    def carry(self, lines: Tensor, *, weights: Tensor | None = None, drop: Drop | None = None) -> Iterator[None]:
         """Give each of len(lines) equal groups of a batch's rows its own line; gradients flow back into the lines."""
         for lane, (a, b) in zip(self._lanes, self.layout.factors(lines), strict=True):
             lane.a, lane.b = (a, b) if weights is None else lane.mix(a, b, weights.to(a))

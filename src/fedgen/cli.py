@@ -24,7 +24,9 @@ app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_
 out = Console(highlight=False)
 
 RunFolder = Annotated[Path, typer.Argument(metavar="RUN", help="A run's folder.")]
-Settings = Annotated[list[str], typer.Option("--set", metavar="KEY=VALUE", help="Override a key, such as training.epochs=2.")]
+Settings = Annotated[
+    list[str], typer.Option("--set", metavar="KEY=VALUE", help="Override a key, such as training.epochs=2.")
+]
 
 
 @app.command()
@@ -42,7 +44,9 @@ def run_plan(
     plan: Annotated[Path, typer.Argument(metavar="PLAN", help="A plan, a TOML file.")],
     to: Annotated[Path | None, typer.Option(help="The run's folder; by default a new one below runs/.")] = None,
     settings: Settings = [],  # noqa: B006
-    dry_run: Annotated[bool, typer.Option("--dry-run", help="Print the resolved plan and its cost, and run nothing.")] = False,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Print the resolved plan and its cost, and run nothing.")
+    ] = False,
 ) -> None:
     """Run a plan to its end."""
     if dry_run:
@@ -161,8 +165,8 @@ def _say_samples(run: Run) -> None:
 
 
 def main() -> None:
-    """Run the command; one clear line and a meaning for every exit code: 0 done, 1 failed, 2 wrong plan or usage, 130 stopped."""
-    transformers_logging.disable_progress_bar()  # type: ignore[no-untyped-call]
+    """Run the command. Exit codes: 0 done, 1 failed, 2 wrong plan or usage, 130 stopped by Ctrl-C."""
+    transformers_logging.disable_progress_bar()
     try:
         app()
     except FedgenError as error:

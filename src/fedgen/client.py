@@ -1,8 +1,8 @@
 """A client's local training, alone or many at once.
 
 A cohort is a table of lines, one an adapter, sorted so that whoever still has steps to do is a prefix of it. Each step
-takes every active job's next batch through the bank in one pass; an adapter's line meets only its own rows, so its gradient
-is its own, and all that couples numbers (the clipped norm, the step count, the schedule) is done line by line.
+takes every active job's next batch through the bank in one pass; an adapter's line meets only its own rows, so its
+gradient is its own, and all that couples numbers (the clipped norm, the schedule) is done line by line.
 """
 
 import contextlib
@@ -119,8 +119,8 @@ class Drops:
 
     def __call__(self, rows: Tensor) -> Tensor:
         """rows [jobs, ...] with a share of each job's numbers set to zero and the rest scaled up."""
-        kept = torch.stack([torch.rand(part.shape, generator=draw) for part, draw in zip(rows, self.draws, strict=True)])
-        return rows * (kept >= self.share).to(rows) / (1 - self.share)
+        drawn = [torch.rand(part.shape, generator=draw) for part, draw in zip(rows, self.draws, strict=True)]
+        return rows * (torch.stack(drawn) >= self.share).to(rows) / (1 - self.share)
 
 
 def train(training: Training, backbone: Backbone, bank: Bank, jobs: Sequence[Job]) -> list[Trained]:
@@ -135,7 +135,8 @@ def train(training: Training, backbone: Backbone, bank: Bank, jobs: Sequence[Job
     for at in range(int(steps.max())):
         n = int((steps > at).sum())
         picks = torch.stack([plans[job.name][at] for job in jobs[:n]])
-        rows = join([backbone.draw(take(job.rows, pick.clamp(min=0)), draw) for job, pick, draw in zip(jobs, picks, noise)])
+        taken = [take(job.rows, pick.clamp(min=0)) for job, pick in zip(jobs[:n], picks, strict=True)]
+        rows = join([backbone.draw(own, draw) for own, draw in zip(taken, noise[:n], strict=True)])
         leaf = lines[:n].detach().requires_grad_()
         drop = Drops(training.dropout, masks[:n]) if training.dropout else None
         with bank.carry(leaf, drop=drop), precision(lines.device):

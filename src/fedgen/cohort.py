@@ -13,6 +13,14 @@ from fedgen.records import Range
 class Cohort(Protocol):
     """A rule that says who takes part."""
 
+    @property
+    def count(self) -> int:
+        """How many clients a round takes; 0 means a fraction."""
+
+    @property
+    def fraction(self) -> float:
+        """Which share of all clients a round takes, if no count is set."""
+
     def pick(self, names: Sequence[str], sizes: Mapping[str, int], *, run: int, turn: int) -> list[str]:
         """The names of this round's clients, each at most once, in the order of `names`' draw."""
 
@@ -27,7 +35,7 @@ class Uniform:
     def pick(self, names: Sequence[str], sizes: Mapping[str, int], *, run: int, turn: int) -> list[str]:
         """Draw without replacement, in time that grows with the cohort alone."""
         draw = random.Random(seeds.seed(run, turn, "", "cohort"))
-        return draw.sample(names, wanted(self.count, self.fraction, len(names)))
+        return draw.sample(names, wanted(self, len(names)))
 
 
 @dataclass(frozen=True)
@@ -41,14 +49,14 @@ class Weighted:
         """Draw one after the other, each in proportion to what is left (by exponential races)."""
         draw = random.Random(seeds.seed(run, turn, "", "cohort"))
         races = {name: draw.expovariate(max(sizes[name], 1)) for name in names}
-        return sorted(names, key=races.__getitem__)[: wanted(self.count, self.fraction, len(names))]
+        return sorted(names, key=races.__getitem__)[: wanted(self, len(names))]
 
 
-def wanted(count: int, fraction: float, clients: int) -> int:
+def wanted(cohort: Cohort, clients: int) -> int:
     """How many clients a round takes."""
-    if count > clients:
-        raise PlanError(f"cohort.count: {count} clients a round were wanted, there are {clients}; lower it to {clients} at most")
-    return count or max(1, round(fraction * clients))
+    if cohort.count > clients:
+        raise PlanError(f"cohort.count: wanted {cohort.count} clients a round, there are {clients}; lower it")
+    return cohort.count or max(1, round(cohort.fraction * clients))
 
 
 COHORTS = {"uniform": Uniform, "weighted": Weighted}

@@ -1,14 +1,14 @@
 """The exception tree: one clear error that says where, what was wanted, what came, and the remedy.
 
-    FedgenError
-    ├── PlanError       a plan that cannot be run: unknown key, wrong type or range, parts that disagree
-    ├── TreeError       two trees that do not fit each other
-    ├── BackboneError   a backbone folder that is missing, broken, or has no layer to adapt
-    ├── DataError       data that is missing, empty, unreadable or too small
-    ├── ClientError     a client's turn that went wrong
-    ├── PrivacyError    something that would leave a device and must not
-    ├── StoreError      a bundle, checkpoint or run folder that cannot be read or written
-    └── ServeError      a request that cannot be answered
+`FedgenError`
+├── PlanError       a plan that cannot be run: unknown key, wrong type or range, parts that disagree
+├── TreeError       two trees that do not fit each other
+├── BackboneError   a backbone folder that is missing, broken, or has no layer to adapt
+├── DataError       data that is missing, empty, unreadable or too small
+├── ClientError     a client's turn that went wrong
+├── PrivacyError    something that would leave a device and must not
+├── StoreError      a bundle, checkpoint or run folder that cannot be read or written
+└── ServeError      a request that cannot be answered
 """
 
 

@@ -55,7 +55,7 @@ def save_checkpoint(path: Path, state: State) -> None:
         for cluster, adapter in clusters.items()
         for key, value in adapter.items()
     }
-    write_whole(path, tree.pack(flat, {"round": str(state.round), "where": json.dumps(dict(state.where))}))
+    write_whole(path, tree.pack(flat, {"state": json.dumps({"round": state.round, "where": dict(state.where)})}))
 
 
 def load_checkpoint(path: Path) -> State | None:
@@ -68,7 +68,8 @@ def load_checkpoint(path: Path) -> State | None:
         for name, value in flat.items():
             part, cluster, key = name.split("|", 2)
             parts[part].setdefault(cluster, {})[key] = value
-        return State(int(notes["round"]), parts["adapters"], parts["memory"], json.loads(notes["where"]))
+        said = json.loads(notes["state"])
+        return State(said["round"], parts["adapters"], parts["memory"], said["where"])
     except (TreeError, KeyError, ValueError) as error:
         raise StoreError(
             f"{error}; the checkpoint is damaged: put back a copy of it, or delete it to start the run's rounds anew"
@@ -83,7 +84,8 @@ def hold(folder: Path) -> Iterator[None]:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError as error:
             lock.seek(0)
-            raise StoreError(f"run '{folder}': is in use by process {lock.read().strip()}; wait for it, or stop it") from error
+            holder = lock.read().strip()
+            raise StoreError(f"run '{folder}': is in use by process {holder}; wait for it, or stop it") from error
         lock.truncate(0)
         lock.write(str(os.getpid()))
         lock.flush()

@@ -30,7 +30,7 @@ class Adapter:
 
 @dataclass(frozen=True)
 class Measure:
-    """What is measured: validation rows of `clients` every so many rounds (0: never), at most `rows` a client (0: all)."""
+    """What is measured: validation rows of `clients` every so many rounds (0: never), `rows` at most each (0: all)."""
 
     every: Annotated[int, Range(0)] = 1
     clients: Annotated[int, Range(1)] = 16
@@ -135,7 +135,8 @@ def _section(section: str, keys: Mapping[str, Any]) -> Any:
 
 
 def _part(section: str, part: type[Any], keys: Mapping[str, Any]) -> Any:
-    hints = {spot.name: typing.get_type_hints(part, include_extras=True)[spot.name] for spot in dataclasses.fields(part)}
+    said = typing.get_type_hints(part, include_extras=True)
+    hints = {spot.name: said[spot.name] for spot in dataclasses.fields(part)}
     for key in keys:
         if key not in hints:
             wanted = ", ".join(hints) or "no keys but kind"
@@ -177,8 +178,8 @@ def agree(plan: Plan) -> None:
     """Refuse parts that disagree, with the reason."""
     if isinstance(plan.aggregate, Exact) and plan.outer != Plain():
         raise PlanError(
-            "aggregate and outer disagree: the exact average is factored anew each round, so there is no straight way from "
-            "the old factors to the new; use outer.kind = 'plain' with lr = 1, or aggregate.kind = 'average'"
+            "aggregate and outer disagree: the exact average is factored anew each round, so there is no straight way "
+            "from the old factors to the new; use outer.kind = 'plain' with lr = 1, or aggregate.kind = 'average'"
         )
     if plan.training.momentum and plan.training.optimizer != "sgd":
         raise PlanError("training.momentum: AdamW has its own; set training.optimizer = 'sgd', or momentum = 0")

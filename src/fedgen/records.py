@@ -30,7 +30,7 @@ class Range:
 
 @dataclass(frozen=True)
 class Document:
-    """One piece of raw text with its holder; `prompt` is read but not learnt, `part` is train, valid, test or not said."""
+    """One piece of raw text with its holder; `prompt` is read but not learnt, `part` is train, valid, test or none."""
 
     owner: str
     text: str
@@ -53,8 +53,8 @@ class Client:
 class Offer:
     """What the server asks of a client.
 
-    `train` this adapter; `check` it on validation rows; or, when the rounds are over, `score` it on test rows beside the
-    bare backbone and the client's own adapter.
+    `train` this adapter; `check` it on validation rows; or, when the rounds are over, `score` it on test rows beside
+    the bare backbone and the client's own adapter.
     """
 
     round: int
@@ -66,7 +66,7 @@ class Offer:
 
 @dataclass(frozen=True)
 class Update:
-    """What comes back: the trained adapter, on how many examples, and how it went. `up` and `down` are bytes on the wire."""
+    """What comes back: the trained adapter, on how many examples, and how it went; `up`, `down` are bytes on a wire."""
 
     round: int
     client: str

@@ -1,4 +1,4 @@
-"""One round: the client's half (`turns`) and the server's half (`play`). Places differ only in the `ask` between them."""
+"""One round: the client's half (`turns`) and the server's (`play`). Places differ only in the `ask` between them."""
 
 import functools
 import math
@@ -28,7 +28,7 @@ SHARED, OWN = "shared", "own"
 
 @dataclass(frozen=True)
 class Site:
-    """What a machine needs to play the turns of the clients it holds. `rows` bounds each held-out measurement; 0 is all."""
+    """What a machine needs to play the turns of its clients; `rows` bounds each held-out measurement, 0 is all."""
 
     seed: int
     backbone: Backbone
@@ -62,7 +62,9 @@ def turns(site: Site, offers: Sequence[Offer]) -> list[Reply]:
     known = [offer for offer in offers if offer.client in site.clients]
     shared = _train(site, [(offer, offer.adapter) for offer in known if offer.use == "train"], SHARED)
     own = _train(site, [(offer, start) for offer in known if (start := _own_start(site, offer))], OWN)
-    broken = {client: done for part in (shared, own) for client, done in part.items() if not tree.is_finite(done.adapter)}
+    broken = {
+        client: done for part in (shared, own) for client, done in part.items() if not tree.is_finite(done.adapter)
+    }
     whole = [offer for offer in known if offer.client not in broken]
     for offer in whole:
         if offer.client in own:
@@ -75,7 +77,9 @@ def turns(site: Site, offers: Sequence[Offer]) -> list[Reply]:
             replies[name] = Failure(*where, reason="no such client here")
         elif name in broken:
             loss = broken[name].loss
-            replies[name] = Failure(*where, reason=f"training ended in numbers that are not finite (loss {loss:.3g}); lower lr")
+            replies[name] = Failure(
+                *where, reason=f"training ended in numbers that are not finite (loss {loss:.3g}); lower lr"
+            )
         elif name in scores:
             replies[name] = Update(*where, {}, count(site.clients[name].train), _metrics(scores[name]))
         else:
@@ -108,7 +112,7 @@ def _draw(site: Site, offer: Offer, what: str, use: str) -> torch.Generator:
 
 
 def _score(site: Site, offers: Sequence[Offer]) -> dict[str, dict[str, Score]]:
-    """Each client's held-out scores: the offered adapter's, and at the end the bare backbone's and its own beside it."""
+    """Each client's held-out scores: of the offered adapter, and at the end of the bare backbone and its own too."""
     nothing = torch.zeros(site.bank.layout.width)
     tasks: list[tuple[str, str, torch.Tensor, Rows]] = []
     for offer in offers:
@@ -119,11 +123,11 @@ def _score(site: Site, offers: Sequence[Offer]) -> dict[str, dict[str, Score]]:
         lines = {"backbone": nothing, offer.cluster: line}
         if own := site.shelf.get(client.name):
             lines["personal"] = site.bank.layout.vector(own)
-        tasks += [(client.name, name, line, head(client.test, site.rows)) for name, line in lines.items()]
+        tasks += [(client.name, name, own_line, head(client.test, site.rows)) for name, own_line in lines.items()]
     found: dict[str, dict[str, Score]] = {}
     results = score(site.backbone, site.bank, [(line, rows) for _, _, line, rows in tasks]) if tasks else []
-    for (client, name, _, _), result in zip(tasks, results, strict=True):
-        found.setdefault(client, {})[name] = result
+    for (holder, name, _, _), result in zip(tasks, results, strict=True):
+        found.setdefault(holder, {})[name] = result
     return found
 
 

@@ -9,12 +9,12 @@ import resource
 import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from fedgen import lora, plan, seeds, tree
-from fedgen.cohort import wanted
+from fedgen.cohort import Uniform, wanted
 from fedgen.errors import StoreError
 from fedgen.evaluate import Score, total
 from fedgen.journal import Journal, line_of, load_checkpoint, save_checkpoint
@@ -23,13 +23,19 @@ from fedgen.records import GLOBAL, Ask, Failure, Report, State, Tree, Update
 from fedgen.rounds import Server, offers, play, read_scores
 from fedgen.store import Card, Shelf, load_bundle, save_bundle, write_whole
 
-PLAN, FACTS, JOURNAL, CHECKPOINT, SCORES = "plan.toml", "facts.json", "journal.jsonl", "checkpoint.safetensors", "scores.json"
+PLAN, FACTS, JOURNAL, CHECKPOINT, SCORES = (
+    "plan.toml",
+    "facts.json",
+    "journal.jsonl",
+    "checkpoint.safetensors",
+    "scores.json",
+)
 ADAPTERS, SHELF = "adapters", "shelf"
 
 
 @dataclass(frozen=True)
 class Place:
-    """What a place gives a run: clients to ask, the adapter they all start from, and facts about the machine and model."""
+    """What a place gives a run: clients to ask, the adapter all start from, and facts about machine and model."""
 
     sizes: Mapping[str, int]
     ask: Ask
@@ -93,8 +99,8 @@ class Run:
         own = self.shelf().get(name.removeprefix("client/")) if name.startswith("client/") else None
         if own is not None:
             _, parent = self.adapter(GLOBAL)
-            lineage = {"client": name.removeprefix("client/"), "parent": parent.hash, "hash": "", "metrics": {}}
-            return own, dataclasses.replace(parent, **lineage)
+            client = name.removeprefix("client/")
+            return own, dataclasses.replace(parent, client=client, parent=parent.hash, hash="", metrics={})
         if not (self.folder / ADAPTERS / name).is_dir() or not name:
             names = self.adapters()[1:]
             shown = ", ".join(names[:8]) + (f", ... ({len(names)} in all)" if len(names) > 8 else "")
@@ -167,7 +173,9 @@ def _checked(report: Report, state: State, settled: Plan, names: Sequence[str], 
 def panel_of(settled: Plan, names: Sequence[str]) -> list[str]:
     """The clients whose validation rows are looked at in every round."""
     draw = seeds.generator(settled.seed, -1, "", "panel")
-    return sorted(plan.Uniform(count=min(settled.evaluate.clients, len(names))).pick(names, {}, run=draw.initial_seed(), turn=-1))
+    return sorted(
+        Uniform(count=min(settled.evaluate.clients, len(names))).pick(names, {}, run=draw.initial_seed(), turn=-1)
+    )
 
 
 def _finish(folder: Path, settled: Plan, state: State, place: Place, names: Sequence[str]) -> None:
@@ -203,6 +211,7 @@ def _card(folder: Path, state: State, place: Place, cluster: str, scores: Sequen
         parent=tree.digest(place.start),
         rank=lora.rank(adapter),
         targets=tuple(place.facts["targets"]),
+        fan_in_fan_out=place.facts["fan_in_fan_out"],
         metrics={"perplexity": total(scores).per_term} if scores else {},
     )
 
@@ -237,11 +246,10 @@ class Cost:
 
 def cost_of(settled: Plan, place: Place) -> Cost:
     """The plan's cost at a place."""
-    cohort: Any = settled.cohort
     facts = place.facts
     return Cost(
         clients=len(place.sizes),
-        cohort=wanted(cohort.count, cohort.fraction, len(place.sizes)),
+        cohort=wanted(settled.cohort, len(place.sizes)),
         backbone_parameters=facts["parameters"],
         adapter_parameters=tree.size(place.start),
         message=len(tree.pack(place.start)),

@@ -50,7 +50,9 @@ class Screen:
             self.done += 1
             self.bar.advance(self.task)
             if isinstance(event, Failure):
-                self.out.print(f"  round {event.round}: client '{event.client}' sent nothing: {event.reason}", markup=False)
+                self.out.print(
+                    f"  round {event.round}: client '{event.client}' sent nothing: {event.reason}", markup=False
+                )
             if self.began and event.round > self.began.plan.rounds:
                 self.bar.update(self.task, description="personal adapters and held-out scores")
         elif isinstance(event, Report):
@@ -58,14 +60,14 @@ class Screen:
 
     def _begin(self, event: Began) -> None:
         self.began, plan, clients = event, event.plan, event.facts["clients"]
-        cohort = wanted(plan.cohort.count, plan.cohort.fraction, clients)
+        cohort = wanted(plan.cohort, clients)
         panel = min(plan.evaluate.clients, clients) if plan.evaluate.every == 1 else 0
         rounds = plan.rounds - event.round
         self.bar.update(self.task, total=rounds * (cohort + panel) + clients, description=f"round {event.round + 1}")
         facts = event.facts
         self.out.print(
-            f"{clients} clients, {cohort} a round, {plan.rounds} rounds; backbone {facts['parameters']:,} parameters, frozen; "
-            f"run folder {event.folder}",
+            f"{clients} clients, {cohort} a round, {plan.rounds} rounds; "
+            f"backbone {facts['parameters']:,} parameters, frozen; run folder {event.folder}",
             soft_wrap=True,
         )
         for name in facts["dropped"]:
@@ -111,8 +113,19 @@ def gains_of(run: Run, adapter: str) -> Gains | None:
 
 def outcome_table(run: Run) -> Table:
     """Backbone, shared and personal adapters on the clients' held-out text."""
-    table = Table(title=f"{run.folder.name}: held-out text of {len(run.scores)} clients" + ("" if run.finished else " (not finished)"))
-    for head in ("adapter", "perplexity a token", "a word", "bits a byte", "mean fall", "worst decile", "clients that gained"):
+    table = Table(
+        title=f"{run.folder.name}: held-out text of {len(run.scores)} clients"
+        + ("" if run.finished else " (not finished)")
+    )
+    for head in (
+        "adapter",
+        "perplexity a token",
+        "a word",
+        "bits a byte",
+        "mean fall",
+        "worst decile",
+        "clients that gained",
+    ):
         table.add_column(head, justify="left" if head == "adapter" else "right")
     adapters = dict.fromkeys(name for found in run.scores.values() for name in found)
     for adapter in adapters:
@@ -124,7 +137,9 @@ def outcome_table(run: Run) -> Table:
         table.add_row(adapter, f"{score.per_term:.2f}", f"{score.per_word:.1f}", f"{score.bits_per_byte:.3f}", *falls)
     saved = saved_uplink(run)
     up = sum(line["up"] for line in run.journal)
-    table.caption = f"{len(run.journal)} rounds, {bytes_of(up)} up" + (f", {saved:.2%} less than full-model FedAvg" if saved else "")
+    table.caption = f"{len(run.journal)} rounds, {bytes_of(up)} up" + (
+        f", {saved:.2%} less than full-model FedAvg" if saved else ""
+    )
     return table
 
 
@@ -140,7 +155,13 @@ def runs_table(runs: Sequence[Run]) -> Table:
         rounds = f"{len(run.journal)}/{run.plan.rounds}"
         up = bytes_of(sum(line["up"] for line in run.journal))
         table.add_row(
-            run.folder.name, begun, rounds, str(run.facts.get("clients", "")), *pooled, f"{gain.mean:.1%}" if gain else "", up
+            run.folder.name,
+            begun,
+            rounds,
+            str(run.facts.get("clients", "")),
+            *pooled,
+            f"{gain.mean:.1%}" if gain else "",
+            up,
         )
     return table
 

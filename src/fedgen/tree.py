@@ -70,18 +70,18 @@ def size(tree: Tree) -> int:
 
 
 def flatten(tree: Tree) -> Tensor:
-    """All numbers in one line, in the tree's own order of keys."""
-    return torch.cat([value.flatten() for value in tree.values()])
+    """All numbers in one line, keys in order."""
+    return torch.cat([tree[key].flatten() for key in sorted(tree)])
 
 
 def unflatten(line: Tensor, like: Tree) -> Tree:
     """The tree that `flatten` made this line of."""
-    parts = line.split([value.numel() for value in like.values()])
-    return {key: part.view(value.shape) for part, (key, value) in zip(parts, like.items(), strict=True)}
+    parts = line.split([like[key].numel() for key in sorted(like)])
+    return {key: part.view(like[key].shape) for part, key in zip(parts, sorted(like), strict=True)}
 
 
 def pack(tree: Tree, notes: Mapping[str, str] | None = None) -> bytes:
-    """The tree as it crosses a wire or lies on a disk: safetensors."""
+    """The tree as it crosses a wire or lies on a disk: safetensors. Several notes are kept in no fixed order."""
     return safetensors.torch.save({key: value.contiguous() for key, value in tree.items()}, dict(notes or {}))
 
 
@@ -115,7 +115,7 @@ class Sum:
         if not self._total:
             self._like = {key: value.new_empty(0) for key, value in tree.items()}
             self._total = {key: torch.zeros(value.shape, dtype=torch.int64) for key, value in tree.items()}
-        check(tree, {key: value for key, value in self._total.items()}, "sum")
+        check(tree, self._total, "sum")
         self._reach += weight * max(value.abs().max().item() for value in tree.values())
         if not self._reach < LIMIT:
             raise TreeError(f"sum: weighted values reach {self._reach:.3g}, at most {LIMIT:.3g} can be summed exactly")

@@ -79,7 +79,7 @@ def test_peft_reads_a_bundle_and_says_what_the_product_by_hand_says(
         torch.manual_seed(0)
         network = make()
     tree = trained(network, names)
-    save_bundle(tmp_path / "a", tree, Card(kind="text", backbone="tiny", targets=tuple(names)), fan_in_fan_out=turned)
+    save_bundle(tmp_path / "a", tree, Card(kind="text", backbone="tiny", targets=tuple(names), fan_in_fan_out=turned))
     wanted = logits(by_hand(network, tree))
     assert (wanted - logits(network)).abs().max() > 0.01
     read = PeftModel.from_pretrained(copy.deepcopy(network), str(tmp_path / "a"))  # warnings are errors

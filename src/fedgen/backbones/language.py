@@ -1,4 +1,4 @@
-"""Causal language models: any that transformers can load, from the package, a local folder, or the hub if a plan names it."""
+"""Causal language models: any that transformers loads, from the package, a folder, or the hub if a plan names it."""
 
 import hashlib
 import math
@@ -33,16 +33,22 @@ class Language:
     def load(self) -> "LanguageBackbone":
         """The frozen model and its tokenizer."""
         device = self.device if self.device != "auto" else "cuda" if torch.cuda.is_available() else "cpu"
-        dtype = {"auto": torch.float32 if device == "cpu" else torch.bfloat16}.get(self.dtype) or getattr(torch, self.dtype)
+        dtype = {"auto": torch.float32 if device == "cpu" else torch.bfloat16}.get(self.dtype) or getattr(
+            torch, self.dtype
+        )
         where, local = locate(self.source)
         options: dict[str, Any] = {"dtype": dtype, "local_files_only": local}
         if self.bits < 16:
-            options["quantization_config"] = BitsAndBytesConfig(load_in_4bit=self.bits == 4, load_in_8bit=self.bits == 8)
+            options["quantization_config"] = BitsAndBytesConfig(
+                load_in_4bit=self.bits == 4, load_in_8bit=self.bits == 8
+            )
         try:
             tokenizer = AutoTokenizer.from_pretrained(where, local_files_only=local)
             network = AutoModelForCausalLM.from_pretrained(where, **options)
         except ImportError as error:
-            raise BackboneError(f"backbone: bits = {self.bits} wants bitsandbytes: pip install bitsandbytes ({error})") from error
+            raise BackboneError(
+                f"backbone: bits = {self.bits} wants bitsandbytes: pip install bitsandbytes ({error})"
+            ) from error
         except Exception as error:  # transformers raises many kinds for one cause: a folder that is not a model
             reason = (str(error).splitlines() or [type(error).__name__])[0]
             raise BackboneError(
@@ -51,7 +57,9 @@ class Language:
         if self.bits == 16:
             network = network.to(device)
         identity = hash_of(Path(where)) if local else str(network.config._commit_hash)
-        return LanguageBackbone(self.source, identity, network.eval().requires_grad_(False), tokenizer, self.length)
+        return LanguageBackbone(
+            name_of(self.source), identity, network.eval().requires_grad_(False), tokenizer, self.length
+        )
 
 
 def locate(source: str) -> tuple[str, bool]:
@@ -64,6 +72,11 @@ def locate(source: str) -> tuple[str, bool]:
             f"backbone: no config.json in '{folder}'; wanted 'embedded', a Hugging Face folder, or 'hub:owner/name'"
         )
     return str(folder), True
+
+
+def name_of(source: str) -> str:
+    """What a bundle may call the backbone: never a path of this machine."""
+    return source.removeprefix("hub:") if source.startswith("hub:") else Path(source).name
 
 
 def hash_of(folder: Path) -> str:
@@ -98,9 +111,8 @@ class LanguageBackbone:
         return found if found is not None else self.tokenizer.bos_token_id or 0
 
     def encode(self, documents: Sequence[Document]) -> Rows:
-        """Documents without a prompt as one stream cut into rows; one row for each that has a prompt, its answer alone learnt."""
+        """Documents without a prompt as one stream cut into rows; of one with a prompt, a row to learn the answer."""
         stream: list[tuple[int, int, int]] = []
-        cut: list[list[tuple[int, int, int]]] = []
         asked: list[Rows] = []
         for document in documents:
             if document.prompt:
@@ -126,7 +138,7 @@ class LanguageBackbone:
         return pieces
 
     def _row(self, prompt: list[tuple[int, int, int]], answer: list[tuple[int, int, int]]) -> Rows:
-        answer = answer[: self.length - 1] + [(self.end, 0, 0)]
+        answer = [*answer[: self.length - 1], (self.end, 0, 0)]
         room = self.length + 1 - len(answer)
         prompt = [(self.end, 0, 0), *prompt][-room:]
         return self._fill(prompt + answer, len(prompt) - 1)
@@ -140,7 +152,12 @@ class LanguageBackbone:
             ids[0, : len(pieces)] = torch.tensor([token for token, _, _ in pieces])
             scored[0, skip : len(pieces) - 1] = True
         words, size = sum(w for _, w, _ in learnt), sum(b for _, _, b in learnt)
-        return {"ids": ids, "scored": scored, "words": torch.tensor([words] * rows), "bytes": torch.tensor([size] * rows)}
+        return {
+            "ids": ids,
+            "scored": scored,
+            "words": torch.tensor([words] * rows),
+            "bytes": torch.tensor([size] * rows),
+        }
 
     def draw(self, rows: Rows, draw: torch.Generator) -> Rows:
         """Text needs no chance."""
@@ -148,7 +165,7 @@ class LanguageBackbone:
 
     def losses(self, rows: Rows) -> tuple[Tensor, Tensor]:
         """Each row's negative log-likelihood in nats, and its number of scored tokens."""
-        device = self.network.get_input_embeddings().weight.device  # type: ignore[operator,union-attr]
+        device = self.network.get_input_embeddings().weight.device  # type: ignore[operator]
         ids, scored = rows["ids"].to(device).long(), rows["scored"].to(device)
         logits = self.network(input_ids=ids[:, :-1], use_cache=False).logits.float()
         wanted = ids[:, 1:].masked_fill(~scored, -100)
@@ -159,7 +176,7 @@ class LanguageBackbone:
         """Some 24 numbers a token, layer and hidden unit kept for the backward pass, and three copies of the logits."""
         config: Any = self.network.config
         body = 24 * config.num_hidden_layers * config.hidden_size
-        return 4 * self.length * (body + 3 * config.vocab_size)
+        return int(4 * self.length * (body + 3 * config.vocab_size))
 
     @torch.no_grad()
     def write(self, prompt: str, *, tokens: int, temperature: float, draw: torch.Generator) -> Iterator[str]:

@@ -2,13 +2,13 @@
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Annotated, Literal
 
 import torch
 from torch import Tensor
 
 from fedgen.errors import DataError
-from fedgen.records import Client, Document, Rows
+from fedgen.records import Client, Document, Range, Rows
 
 PARTS = ("train", "valid", "test")
 
@@ -36,18 +36,16 @@ def join(tables: Sequence[Rows]) -> Rows:
 class Deal:
     """How a client's rows become three parts: shares of validation and test, at random or held out from the tail."""
 
-    valid: float = 0.1
-    test: float = 0.15
+    valid: Annotated[float, Range(0, 1)] = 0.1
+    test: Annotated[float, Range(0, 1)] = 0.15
     order: Literal["random", "tail"] = "random"
-    least: int = 1
+    least: Annotated[int, Range(1)] = 1
     small: Literal["error", "drop"] = "error"
 
     def __post_init__(self) -> None:
-        if not (self.valid >= 0 and self.test >= 0 and self.valid + self.test < 1):
+        if not self.valid + self.test < 1:
             came = f"valid = {self.valid} and test = {self.test}"
-            raise DataError(f"Deal: wanted shares from 0 that leave some to train, came {came}")
-        if self.least < 1:
-            raise DataError(f"Deal: least wanted at least 1 row to train, came {self.least}")
+            raise DataError(f"valid and test: wanted shares that leave some to train, came {came}")
 
     def deal(self, name: str, parts: Mapping[str, Rows], draw: torch.Generator) -> Client | None:
         """The client, or None if it is too small and small ones are dropped. Rows of a named part stay in it."""

@@ -4,14 +4,13 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from heapq import heapify, heapreplace
 from itertools import pairwise
-from math import isfinite
-from typing import Literal, Protocol
+from typing import Annotated, Literal, Protocol
 
 import numpy as np
 import torch
 
 from fedgen.errors import DataError
-from fedgen.records import Document
+from fedgen.records import Document, Range
 
 WORDS = 4096  # the commonest words that topics are told apart by
 RESTARTS = 4  # how often k-means starts anew
@@ -43,7 +42,7 @@ class ByField:
 class Even:
     """So many clients, alike but for chance: documents at random, in numbers that differ by at most one a part."""
 
-    clients: int
+    clients: Annotated[int, Range(1)]
 
     def share(self, documents: Sequence[Document], draw: torch.Generator) -> dict[str, list[int]]:
         """Each part is shuffled, then cut."""
@@ -54,7 +53,7 @@ class Even:
 class Contiguous:
     """So many clients, each with a run of neighbouring documents."""
 
-    clients: int
+    clients: Annotated[int, Range(1)]
 
     def share(self, documents: Sequence[Document], draw: torch.Generator) -> dict[str, list[int]]:
         """Each part is cut as it lies; nothing is drawn."""
@@ -69,15 +68,9 @@ class Dirichlet:
     same in every part; whoever would go without takes one document of the client that holds most.
     """
 
-    clients: int
-    alpha: float = 0.5
-    topics: int = 0
-
-    def __post_init__(self) -> None:
-        if not (self.alpha > 0 and isfinite(self.alpha)):
-            raise DataError(f"Dirichlet: alpha wanted a finite number above 0, came {self.alpha}")
-        if self.topics < 0:
-            raise DataError(f"Dirichlet: topics wanted 0 (use the labels) or more, came {self.topics}")
+    clients: Annotated[int, Range(1)]
+    alpha: Annotated[float, Range(0, open=True)] = 0.5
+    topics: Annotated[int, Range(0)] = 0
 
     def share(self, documents: Sequence[Document], draw: torch.Generator) -> dict[str, list[int]]:
         """Each label of each part is shuffled, then cut by its proportions."""

@@ -8,11 +8,11 @@ from dataclasses import dataclass
 from importlib import import_module
 from pathlib import Path
 from types import ModuleType
-from typing import Any, Protocol
+from typing import Annotated, Any, Protocol
 
 from fedgen.data import stdlib
 from fedgen.errors import DataError
-from fedgen.records import Document
+from fedgen.records import Document, Range
 
 
 class Source(Protocol):
@@ -27,11 +27,7 @@ class Source(Protocol):
 class Stdlib:
     """Python's standard library: a module is an owner, of whose text `limit` characters are kept (0 keeps all)."""
 
-    limit: int = 0
-
-    def __post_init__(self) -> None:
-        if self.limit < 0:
-            raise DataError(f"Stdlib: limit wanted 0 (all) or more characters an owner, came {self.limit}")
+    limit: Annotated[int, Range(0)] = 0
 
     def read(self) -> list[Document]:
         """One document a file of the federation's modules."""
@@ -100,11 +96,7 @@ class PennTreebank:
     """The Penn Treebank in its three usual files; a document is `block` lines, each ended by the word `<eos>`."""
 
     path: str
-    block: int = 20
-
-    def __post_init__(self) -> None:
-        if self.block < 1:
-            raise DataError(f"PennTreebank: block wanted at least 1 line a document, came {self.block}")
+    block: Annotated[int, Range(1)] = 20
 
     def read(self) -> list[Document]:
         """Documents of all three parts; `<eos>` stands where a line broke, as perplexities of this text are counted."""

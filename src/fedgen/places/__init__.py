@@ -30,7 +30,8 @@ def run(
     plan = plan if isinstance(plan, Plan) else plans.read(plan, settings)
     where = Path(folder) if folder else Path("runs") / f"{plan.name}-{time.strftime('%Y%m%d-%H%M%S')}"
     if (where / PLAN).exists():
-        raise StoreError(f"run '{where}': holds a run already; go on with `fedgen resume {where}`, or name another folder")
+        remedy = f"go on with `fedgen resume {where}`, or name another folder"
+        raise StoreError(f"run '{where}': holds a run already; {remedy}")
     backbone = plan.backbone.load()
     settled = inprocess.settle(plan, backbone)
     where.mkdir(parents=True, exist_ok=True)

@@ -1,8 +1,9 @@
-"""Clients in this process: offers are taken a cohort at a time, and every message is packed and weighed as for a wire."""
+"""Clients in this process: offers are taken a cohort at a time, and every message is weighed as for a wire."""
 
 import dataclasses
 import functools
 import itertools
+import json
 import os
 import platform
 from collections.abc import Callable, Iterable, Iterator
@@ -11,8 +12,9 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from transformers.pytorch_utils import Conv1D
 
-from fedgen import seeds, tree
+from fedgen import lora, seeds, tree
 from fedgen.backbones import Backbone
 from fedgen.bank import Bank
 from fedgen.client import width
@@ -38,13 +40,14 @@ def settle(plan: Plan, backbone: Backbone) -> Plan:
 def place(plan: Plan, backbone: Backbone, shelf: Path | None, tell: Callable[[object], None]) -> Place:
     """This process as a place for a settled plan."""
     held, dropped = hold_data(plan, backbone)
+    facts = facts_of(plan, backbone)
     bank = Bank(backbone.network, plan.adapter.targets, plan.adapter.rank)
     own = Shelf(shelf, SHELF_MEMORY)
     site = Site(plan.seed, backbone, bank, held, plan.training, plan.personal, own, plan.evaluate.rows)
     start = bank.fresh(seeds.generator(plan.seed, -1, "", "adapter"))
     sizes = {name: count(client.train) for name, client in held.items()}
-    facts = facts_of(plan, backbone) | {"clients": len(held), "dropped": list(dropped), "rows": sum(sizes.values())}
-    return Place(sizes, asker(site, tell), start, own, facts)
+    counts = {"clients": len(held), "dropped": list(dropped), "rows": sum(sizes.values())}
+    return Place(sizes, asker(site, tell), start, own, facts | counts)
 
 
 def hold_data(plan: Plan, backbone: Backbone) -> tuple[dict[str, Client], tuple[str, ...]]:
@@ -62,11 +65,13 @@ def _draw(seed: int, client: str) -> torch.Generator:
 def facts_of(plan: Plan, backbone: Backbone) -> dict[str, Any]:
     """What holds for the whole run: the model's size and identity, the machine, the versions."""
     weights = list(backbone.network.parameters())  # a tied weight counts once
+    layers = lora.targets(backbone.network, plan.adapter.targets)
     return {
         "kind": "text",
         "backbone": backbone.name,
         "backbone_hash": backbone.hash,
         "targets": list(plan.adapter.targets),
+        "fan_in_fan_out": any(isinstance(layer, Conv1D) for layer in layers.values()),
         "parameters": sum(weight.numel() for weight in weights),
         "full_bytes": sum(weight.numel() * weight.element_size() for weight in weights),
         "row_bytes": backbone.row_bytes(),
@@ -101,10 +106,13 @@ def asker(site: Site, tell: Callable[[object], None] = lambda event: None) -> As
 
 def weigh(offer: Offer, reply: Reply) -> Reply:
     """The reply with the bytes of both directions."""
-    note = {"round": str(offer.round), "client": offer.client, "cluster": offer.cluster}
-    down = len(tree.pack(offer.adapter, note | {"use": offer.use}))
+    down = len(pack(offer))
     if not isinstance(reply, Update):
         return dataclasses.replace(reply, down=down)
-    metrics = {key: repr(value) for key, value in reply.metrics.items()}
-    up = len(tree.pack(reply.adapter, note | metrics | {"examples": str(reply.examples)}))
-    return dataclasses.replace(reply, up=up, down=down)
+    return dataclasses.replace(reply, up=len(pack(reply)), down=down)
+
+
+def pack(message: Offer | Update) -> bytes:
+    """A message as it crosses a wire: its tree, and all its other fields beside it."""
+    fields = {key: value for key, value in vars(message).items() if key not in ("adapter", "up", "down")}
+    return tree.pack(message.adapter, {"message": json.dumps(fields)})

@@ -22,7 +22,10 @@ DIFFUSERS = "pytorch_lora_weights.safetensors"
 
 @dataclass(frozen=True, kw_only=True)
 class Card:
-    """An adapter's identity and lineage; `hash` is its content, `parent` the hash of what it was trained from."""
+    """An adapter's identity and lineage; `hash` is its content, `parent` the hash of what it was trained from.
+
+    `fan_in_fan_out` says that the adapted layers keep their weights turned, as GPT-2's Conv1D does.
+    """
 
     kind: str
     backbone: str
@@ -35,11 +38,12 @@ class Card:
     parent: str = ""
     rank: int = 0
     targets: tuple[str, ...] = ()
+    fan_in_fan_out: bool = False
     metrics: Mapping[str, float] = field(default_factory=dict)
 
 
-def save_bundle(folder: Path, tree: Tree, card: Card, *, component: str = "", fan_in_fan_out: bool = False) -> Card:
-    """Save an adapter as a folder; images want a `component` (unet, transformer), Conv1D layers `fan_in_fan_out`."""
+def save_bundle(folder: Path, tree: Tree, card: Card, *, component: str = "") -> Card:
+    """Save an adapter as a folder; images want a `component` (unet, transformer)."""
     if card.kind not in ("text", "image") or (card.kind == "image") != bool(component):
         raise StoreError(f"{folder}: wanted kind text, or image with a component, came {card.kind} and '{component}'")
     try:
@@ -48,7 +52,7 @@ def save_bundle(folder: Path, tree: Tree, card: Card, *, component: str = "", fa
     except TreeError as error:
         raise StoreError(f"{folder}: not saved; {error}") from error
     _refuse_broken(tree, folder)
-    config = _config(card, fan_in_fan_out)
+    config = _config(card)
     files = {CONFIG: _dump(config), WEIGHTS: pack(tree, {"format": "pt"}), CARD: _dump(_card_out(card))}
     if component:
         files[DIFFUSERS] = _diffusers(tree, config, component)
@@ -100,7 +104,7 @@ def _targets(tree: Tree, names: tuple[str, ...]) -> tuple[str, ...]:
     return names or tuple(sorted({short(path) for path in paths}))
 
 
-def _config(card: Card, fan_in_fan_out: bool) -> dict[str, Any]:
+def _config(card: Card) -> dict[str, Any]:
     """The few keys that every reader knows."""
     return {
         "peft_type": "LORA",
@@ -111,7 +115,7 @@ def _config(card: Card, fan_in_fan_out: bool) -> dict[str, Any]:
         "lora_dropout": 0.0,
         "target_modules": list(card.targets),
         "bias": "none",
-        "fan_in_fan_out": fan_in_fan_out,
+        "fan_in_fan_out": card.fan_in_fan_out,
         "inference_mode": True,
         "use_rslora": False,
         "use_dora": False,
