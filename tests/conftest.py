@@ -23,7 +23,14 @@ SENTENCES = (
     "every round some clients train, and their adapters are averaged.",
     "naïve café, 25 °C: bytes that take more than one.",
 )
-PLACES = {"ann": "harbour", "bob": "mountain", "cleo": "kitchen", "dan": "orchestra", "eve": "station", "finn": "garden"}
+PLACES = {
+    "ann": "harbour",
+    "bob": "mountain",
+    "cleo": "kitchen",
+    "dan": "orchestra",
+    "eve": "station",
+    "finn": "garden",
+}
 
 
 def tiny_tokenizer() -> PreTrainedTokenizerFast:

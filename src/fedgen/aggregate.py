@@ -70,6 +70,7 @@ class _Stack:
         self.updates: dict[str, Update] = {}
 
     def add(self, update: Update) -> None:
+        lora.check_layers(update.adapter, self.like, f"update of client '{update.client}'")
         self.updates[update.client] = update
 
     def close(self) -> Tree:

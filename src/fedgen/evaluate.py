@@ -25,17 +25,21 @@ class Score:
     @property
     def per_term(self) -> float:
         """Perplexity per token."""
-        return math.exp(self.loss / self.terms)
+        return _exp(self.loss / self.terms)
 
     @property
     def per_word(self) -> float:
         """Perplexity per word: comparable between tokenizers."""
-        return math.exp(self.loss / max(self.words, 1))
+        return _exp(self.loss / max(self.words, 1))
 
     @property
     def bits_per_byte(self) -> float:
         """Bits per byte: comparable between languages too."""
         return self.loss / math.log(2) / max(self.bytes, 1)
+
+
+def _exp(nats: float) -> float:
+    return math.inf if nats > 709 else math.exp(nats)  # beyond that no float can say it
 
 
 def total(scores: Iterable[Score]) -> Score:

@@ -6,13 +6,16 @@ import json
 import os
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from io import FileIO
 from pathlib import Path
 from typing import Any
 
 from fedgen import tree
 from fedgen.errors import StoreError, TreeError
 from fedgen.records import Report, State, Tree
-from fedgen.store import write_whole
+from fedgen.store import read_bytes, write_whole
+
+REMEDY = "put back a copy of it, or delete it to play the run's rounds anew"
 
 
 class Journal:
@@ -23,22 +26,34 @@ class Journal:
 
     def append(self, line: Mapping[str, Any]) -> None:
         """Add a line and see it safely down."""
-        with self.path.open("a", encoding="utf-8") as file:
-            file.write(json.dumps(line, ensure_ascii=False) + "\n")
-            file.flush()
-            os.fsync(file.fileno())
+        try:
+            with self.path.open("ab") as file:
+                file.write(_raw(line))
+                file.flush()
+                os.fsync(file.fileno())
+        except OSError as error:
+            raise StoreError(f"{self.path}: cannot be written ({error.strerror}); make room, then resume") from error
 
     def lines(self) -> list[dict[str, Any]]:
         """All whole lines; a last one cut short by a crash does not count."""
-        if not self.path.exists():
-            return []
-        raw = self.path.read_text("utf-8")
-        return [json.loads(line) for line in raw[: raw.rfind("\n") + 1].splitlines()]
+        raw = read_bytes(self.path) if self.path.exists() else b""
+        return [self._line(number, line) for number, line in enumerate(raw.split(b"\n")[:-1], 1)]
+
+    def _line(self, number: int, line: bytes) -> dict[str, Any]:
+        try:
+            found: dict[str, Any] = json.loads(line)
+        except ValueError as error:
+            wanted = "wanted a round as JSON, came a damaged line; put back a copy of the journal"
+            raise StoreError(f"{self.path}, line {number}: {wanted}") from error
+        return found
 
     def rewind(self, turn: int) -> None:
         """Forget the rounds after `turn`: they were under way when the run was stopped."""
-        kept = [json.dumps(line, ensure_ascii=False) + "\n" for line in self.lines() if line["round"] <= turn]
-        write_whole(self.path, "".join(kept).encode())
+        write_whole(self.path, b"".join(_raw(line) for line in self.lines() if line["round"] <= turn))
+
+
+def _raw(line: Mapping[str, Any]) -> bytes:
+    return (json.dumps(line, ensure_ascii=False) + "\n").encode("utf-8", "backslashreplace")
 
 
 def line_of(report: Report) -> dict[str, Any]:
@@ -63,30 +78,52 @@ def load_checkpoint(path: Path) -> State | None:
     if not path.exists():
         return None
     try:
-        flat, notes = tree.unpack(path.read_bytes(), f"checkpoint '{path}'")
-        parts: dict[str, dict[str, Tree]] = {"adapters": {}, "memory": {}}
-        for name, value in flat.items():
-            part, cluster, key = name.split("|", 2)
-            parts[part].setdefault(cluster, {})[key] = value
-        said = json.loads(notes["state"])
-        return State(said["round"], parts["adapters"], parts["memory"], said["where"])
-    except (TreeError, KeyError, ValueError) as error:
+        flat, notes = tree.unpack(read_bytes(path), f"checkpoint '{path}'")
+    except TreeError as error:
+        raise StoreError(f"{error}; {REMEDY}") from error
+    try:
+        return _state(flat, notes)
+    except (KeyError, TypeError, ValueError) as error:
         raise StoreError(
-            f"{error}; the checkpoint is damaged: put back a copy of it, or delete it to start the run's rounds anew"
+            f"checkpoint '{path}': wanted a run's state, came another safetensors file; {REMEDY}"
         ) from error
+
+
+def _state(flat: Tree, notes: Mapping[str, str]) -> State:
+    parts: dict[str, dict[str, Tree]] = {"adapters": {}, "memory": {}}
+    for name, value in flat.items():
+        where, key = name.rsplit("|", 1)
+        part, cluster = where.split("|", 1)
+        parts[part].setdefault(cluster, {})[key] = value
+    if not parts["adapters"]:
+        raise ValueError("no adapters")
+    said = json.loads(notes["state"])
+    return State(said["round"], parts["adapters"], parts["memory"], said["where"])
 
 
 @contextmanager
 def hold(folder: Path) -> Iterator[None]:
-    """Keep a run folder for this process; the hold ends with the process, however it ends."""
-    with (folder / "lock").open("a+") as lock:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError as error:
-            lock.seek(0)
-            holder = lock.read().strip()
-            raise StoreError(f"run '{folder}': is in use by process {holder}; wait for it, or stop it") from error
-        lock.truncate(0)
-        lock.write(str(os.getpid()))
-        lock.flush()
+    """Make or take a run folder for this process alone; the hold ends with the process, however it ends."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        lock = (folder / "lock").open("a+b", buffering=0)
+    except OSError as error:
+        raise StoreError(f"run '{folder}': cannot be written ({error.strerror}); choose another folder") from error
+    with lock:
+        _take(lock, folder)
         yield
+
+
+def _take(lock: FileIO, folder: Path) -> None:
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        lock.truncate(0)
+        lock.write(str(os.getpid()).encode())
+    except BlockingIOError as error:
+        lock.seek(0)
+        holder = lock.read().decode()
+        raise StoreError(f"run '{folder}': is in use by process {holder}; wait for it, or stop it") from error
+    except OSError as error:
+        raise StoreError(
+            f"run '{folder}': cannot be locked ({error.strerror}); make room or choose another folder"
+        ) from error

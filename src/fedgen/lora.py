@@ -194,17 +194,21 @@ def apart_error(parts: Sequence[tuple[float, Tree]]) -> float:
     return math.sqrt(wrong / size) if size else (math.inf if wrong else 0.0)
 
 
+def check_layers(tree: Tree, like: Tree, where: str) -> None:
+    """Raise unless both adapt the same layers of the same shapes, whatever their ranks."""
+    found, wanted = ({pair.path: _layer(pair) for pair in pairs(one)} for one in (tree, like))
+    if found != wanted:
+        odd = min(path for path in found | wanted if found.get(path) != wanted.get(path))
+        raise TreeError(f"{where}: '{odd}' is not in all of them in one shape; all must adapt the same layers")
+
+
 def _aligned(parts: Sequence[tuple[float, Tree]]) -> list[list[tuple[float, Pair]]]:
     """For each layer, every part's weight and pair; all parts must adapt the same layers of the same shapes."""
     if not parts:
         raise TreeError("adapters: wanted at least one, came none")
+    for _, tree in parts[1:]:
+        check_layers(tree, parts[0][1], "adapters")
     columns = [[(share, pair) for pair in pairs(tree)] for share, tree in parts]
-    first = {pair.path: _layer(pair) for _, pair in columns[0]}
-    for column in columns[1:]:
-        found = {pair.path: _layer(pair) for _, pair in column}
-        if found != first:
-            odd = min(path for path in first | found if first.get(path) != found.get(path))
-            raise TreeError(f"adapters: '{odd}' is not in all of them in one shape; all must adapt the same layers")
     return [list(row) for row in zip(*columns, strict=True)]
 
 

@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import math
 import tomllib
 import typing
 from collections.abc import Mapping, Sequence
@@ -14,7 +15,7 @@ from fedgen.backbones import BACKBONES, Language
 from fedgen.client import Training
 from fedgen.cohort import COHORTS, Cohort, Uniform
 from fedgen.data import PARTITIONS, SOURCES, ByField, Deal, Partition, Source, Stdlib
-from fedgen.errors import PlanError
+from fedgen.errors import FedgenError, PlanError
 from fedgen.outer import OUTERS, Outer, Plain
 from fedgen.personal import PERSONALS, FineTune, Personal
 from fedgen.records import Range
@@ -71,11 +72,13 @@ TABLES: dict[str, Table] = {
 SECTIONS: dict[str, type[Any]] = {"adapter": Adapter, "deal": Deal, "training": Training, "evaluate": Measure}
 
 
-def read(source: Path | str | Mapping[str, Any], settings: Sequence[str] = ()) -> Plan:
-    """A plan from a file or a dict, with `section.key=value` settings laid over it."""
-    keys = dict(source) if isinstance(source, Mapping) else _load(Path(source))
+def read(source: Plan | Path | str | Mapping[str, Any], settings: Sequence[str] = ()) -> Plan:
+    """A plan from a file, a dict or another plan, with `section.key=value` settings laid over it."""
+    if isinstance(source, Plan):  # made in Python, where nothing has looked at it yet
+        source = tomllib.loads(write(source))
+    keys = source if isinstance(source, Mapping) else _load(Path(source))
     keys = {key: dict(value) if isinstance(value, Mapping) else value for key, value in keys.items()}
-    for setting in settings:
+    for setting in sorted(settings, key=lambda setting: ".kind" not in setting.partition("=")[0]):  # kinds come first
         _lay(keys, setting)
     plan = _plan(keys)
     agree(plan)
@@ -84,7 +87,7 @@ def read(source: Path | str | Mapping[str, Any], settings: Sequence[str] = ()) -
 
 def _load(path: Path) -> dict[str, Any]:
     try:
-        return tomllib.loads(path.read_text("utf-8"))
+        return tomllib.loads(path.read_text("utf-8-sig"))
     except OSError as error:
         raise PlanError(f"plan '{path}': cannot be read ({error.strerror}); wanted a TOML file") from error
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
@@ -103,6 +106,9 @@ def _lay(keys: dict[str, Any], setting: str) -> None:
     place = keys.setdefault(section, {}) if dot else keys
     if not isinstance(place, dict):
         raise PlanError(f"--set {setting}: '{section}' is a value, not a section")
+    if key == "kind" and isinstance(value, str) and value in TABLES.get(section, {}):
+        known = {spot.name for spot in dataclasses.fields(TABLES[section][value])}
+        keys[section] = place = {name: old for name, old in place.items() if name in known}  # the old kind's others go
     place[key] = value
 
 
@@ -129,7 +135,7 @@ def _section(section: str, keys: Mapping[str, Any]) -> Any:
     table = TABLES[section]
     default = type(getattr(Plan(), section))
     kind = keys.pop("kind", next(name for name, part in table.items() if part is default))
-    if kind not in table:
+    if not isinstance(kind, str) or kind not in table:
         raise PlanError(f"{section}.kind: {kind!r} is not one of {', '.join(table)}")
     return _part(section, table[kind], keys)
 
@@ -145,26 +151,38 @@ def _part(section: str, part: type[Any], keys: Mapping[str, Any]) -> Any:
         needed = spot.default is dataclasses.MISSING and spot.default_factory is dataclasses.MISSING
         if needed and spot.name not in keys:
             raise PlanError(f"{section}.{spot.name}: is missing; {part.__name__} wants {_wish(hints[spot.name])}")
-    return part(**{key: _value(f"{section}.{key}", value, hints[key]) for key, value in keys.items()})
+    values = {key: _value(f"{section}.{key}", value, hints[key]) for key, value in keys.items()}
+    try:
+        return part(**values)
+    except FedgenError as error:  # keys that are right alone and wrong together
+        raise PlanError(f"{section}: {error}") from error
 
 
 def _value(where: str, value: Any, hint: Any) -> Any:
     """The value as the hint wants it, or one clear line."""
     base, *marks = typing.get_args(hint) if typing.get_origin(hint) is Annotated else (hint,)
     if typing.get_origin(base) is Literal:
-        if value not in typing.get_args(base) or isinstance(value, bool):
+        if not any(type(value) is type(choice) and value == choice for choice in typing.get_args(base)):
             raise PlanError(f"{where}: {value!r} is not one of {', '.join(map(str, typing.get_args(base)))}")
         return value
-    if typing.get_origin(base) is tuple and isinstance(value, list) and all(isinstance(item, str) for item in value):
+    if typing.get_origin(base) is tuple and isinstance(value, list | tuple) and all(map(_is_text, value)):
         return tuple(value)
     if base is float and isinstance(value, int) and not isinstance(value, bool):
         value = float(value)
-    if type(value) is not base:
+    if type(value) is not base or not _is_writable(value) or not all(value in mark for mark in marks):
         raise PlanError(f"{where}: wanted {_wish(hint)}, came {value!r}")
-    for mark in marks:
-        if value not in mark:
-            raise PlanError(f"{where}: wanted {_wish(hint)}, came {value!r}")
     return value
+
+
+def _is_text(value: Any) -> bool:
+    return isinstance(value, str) and _is_writable(value)
+
+
+def _is_writable(value: Any) -> bool:
+    """Whether a plan's file can say it and mean something: no NaN, no infinity, no half of a character."""
+    if isinstance(value, float):
+        return math.isfinite(value)
+    return not (isinstance(value, str) and any("\ud800" <= char <= "\udfff" for char in value))
 
 
 def _wish(hint: Any) -> str:
@@ -176,6 +194,8 @@ def _wish(hint: Any) -> str:
 
 def agree(plan: Plan) -> None:
     """Refuse parts that disagree, with the reason."""
+    if not plan.name or "/" in plan.name or not plan.name.isprintable():
+        raise PlanError(f"name: wanted a name that a folder can have, came {plan.name!r}")
     if isinstance(plan.aggregate, Exact) and plan.outer != Plain():
         raise PlanError(
             "aggregate and outer disagree: the exact average is factored anew each round, so there is no straight way "
@@ -206,4 +226,6 @@ def _written(section: str, plan: Plan) -> str:
 def _toml(value: object) -> str:
     if isinstance(value, tuple):
         return f"[{', '.join(map(_toml, value))}]"
-    return json.dumps(value, ensure_ascii=False)
+    if isinstance(value, float):
+        return repr(value)
+    return json.dumps(value, ensure_ascii=False).replace("\x7f", "\\u007f")

@@ -51,6 +51,7 @@ class Run:
     folder: Path
 
     def __post_init__(self) -> None:
+        object.__setattr__(self, "folder", Path(self.folder))
         if not (self.folder / PLAN).is_file():
             raise StoreError(f"run '{self.folder}': holds no {PLAN}; wanted the folder of a run (see `fedgen list`)")
 
@@ -105,7 +106,7 @@ class Run:
             names = self.adapters()[1:]
             shown = ", ".join(names[:8]) + (f", ... ({len(names)} in all)" if len(names) > 8 else "")
             raise StoreError(f"run '{self.folder}': has no adapter '{name}'; it has {shown or 'none before its end'}")
-        return load_bundle(self.folder / ADAPTERS / name)
+        return load_bundle(self.folder / ADAPTERS / name, backbone_hash=self.facts.get("backbone_hash", ""))
 
     def _json(self, name: str) -> dict[str, Any]:
         path = self.folder / name
@@ -135,8 +136,9 @@ Tell = Callable[[object], None]
 
 def go(folder: Path, settled: Plan, place: Place, tell: Tell) -> Run:
     """Play the rounds that are still to play, measure everyone, and save what came of it."""
-    if not (folder / FACTS).exists():
-        write_whole(folder / FACTS, _dump(place.facts))
+    for path in folder.glob(".*.part"):  # what a killed process was writing
+        path.unlink()
+    _settle_facts(folder, place.facts)
     journal = Journal(folder / JOURNAL)
     state = load_checkpoint(folder / CHECKPOINT) or State(0, {GLOBAL: place.start})
     journal.rewind(state.round)
@@ -155,6 +157,17 @@ def go(folder: Path, settled: Plan, place: Place, tell: Tell) -> Run:
     _finish(folder, settled, state, place, names)
     tell(Finished(folder))
     return Run(folder)
+
+
+def _settle_facts(folder: Path, facts: Mapping[str, Any]) -> None:
+    """Write down what holds for the whole run, or see that it still holds."""
+    if not (folder / FACTS).exists():
+        write_whole(folder / FACTS, _dump(facts))
+    before = Run(folder).facts
+    for name in ("backbone_hash", "clients", "dropped", "rows"):
+        if before[name] != facts[name]:
+            changed = f"wanted {name} as at its start ({before[name]}), came {facts[name]}"
+            raise StoreError(f"run '{folder}': {changed}; put the backbone and the data back, or start a new run")
 
 
 def _checked(report: Report, state: State, settled: Plan, names: Sequence[str], ask: Ask) -> Report:

@@ -176,17 +176,6 @@ def test_more_topics_than_documents() -> None:
         Dirichlet(2, topics=9).share(corpus(5), draw())
 
 
-@pytest.mark.parametrize("alpha", [0.0, -1.0, float("nan"), float("inf")])
-def test_alpha_out_of_range(alpha: float) -> None:
-    with pytest.raises(DataError, match="alpha wanted a finite number above 0"):
-        Dirichlet(2, alpha)
-
-
-def test_topics_out_of_range() -> None:
-    with pytest.raises(DataError, match="came -1"):
-        Dirichlet(2, topics=-1)
-
-
 def test_table_names_every_partition() -> None:
     assert dict(PARTITIONS) == {"field": ByField, "even": Even, "contiguous": Contiguous, "dirichlet": Dirichlet}
 

@@ -56,11 +56,6 @@ def test_stdlib_limit_keeps_the_first_characters_of_each_owner() -> None:
         assert held(short, owner) == held(whole, owner)[:2000]
 
 
-def test_stdlib_limit_below_zero() -> None:
-    with pytest.raises(DataError, match="came -1"):
-        Stdlib(limit=-1)
-
-
 # --- a folder
 
 
@@ -196,11 +191,6 @@ def test_treebank_empty_file(tmp_path: Path) -> None:
 def test_treebank_missing_folder(tmp_path: Path) -> None:
     with pytest.raises(DataError, match="wanted a folder"):
         PennTreebank(str(tmp_path / "no-such")).read()
-
-
-def test_treebank_block_of_nothing(tmp_path: Path) -> None:
-    with pytest.raises(DataError, match="came 0"):
-        PennTreebank(str(tmp_path), block=0)
 
 
 @pytest.mark.skipif(

@@ -2,6 +2,7 @@
 
 import hashlib
 import math
+import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -44,7 +45,7 @@ class Language:
             )
         try:
             tokenizer = AutoTokenizer.from_pretrained(where, local_files_only=local)
-            network = AutoModelForCausalLM.from_pretrained(where, **options)
+            network, found = AutoModelForCausalLM.from_pretrained(where, output_loading_info=True, **options)
         except ImportError as error:
             raise BackboneError(
                 f"backbone: bits = {self.bits} wants bitsandbytes: pip install bitsandbytes ({error})"
@@ -54,12 +55,29 @@ class Language:
             raise BackboneError(
                 f"backbone: '{self.source}' is not a causal language model that transformers can load: {reason}"
             ) from error
+        if missing := sorted(found["missing_keys"]):  # transformers would have drawn them at random, anew at each load
+            raise BackboneError(
+                f"backbone: '{self.source}' lacks {len(missing)} of its weights, first '{missing[0]}'; get it whole"
+            )
         if self.bits == 16:
-            network = network.to(device)
+            network = _moved(network, device)
         identity = hash_of(Path(where)) if local else str(network.config._commit_hash)
-        return LanguageBackbone(
+        loaded = LanguageBackbone(
             name_of(self.source), identity, network.eval().requires_grad_(False), tokenizer, self.length
         )
+        if self.length > loaded.reach:
+            raise BackboneError(
+                f"backbone.length: wanted at most {loaded.reach}, all that '{self.source}' can read, came {self.length}"
+            )
+        return loaded
+
+
+def _moved(network: nn.Module, device: str) -> nn.Module:
+    try:
+        return network.to(device)
+    except (RuntimeError, AssertionError) as error:  # a misspelt one, and one that this torch was built without
+        reason = str(error).splitlines()[0]
+        raise BackboneError(f"backbone.device: '{device}' cannot be used, try 'auto' or 'cpu' ({reason})") from error
 
 
 def locate(source: str) -> tuple[str, bool]:
@@ -103,6 +121,12 @@ class LanguageBackbone:
         """The layers to adapt when the plan does not say: the attention's."""
         ends = {path.rpartition(".")[2] for path, _ in self.network.named_modules()}
         return next((names for names in TARGETS if ends.issuperset(names)), TARGETS[0])
+
+    @property
+    def reach(self) -> int:
+        """How many tokens the model can read at once."""
+        config: Any = self.network.config
+        return getattr(config, "max_position_embeddings", None) or sys.maxsize  # some know no bound
 
     @property
     def end(self) -> int:
@@ -180,12 +204,13 @@ class LanguageBackbone:
 
     @torch.no_grad()
     def write(self, prompt: str, *, tokens: int, temperature: float, draw: torch.Generator) -> Iterator[str]:
-        """Continue a prompt, piece by piece; temperature 0 takes the likeliest token each time."""
+        """Continue a prompt, or as much of its end as leaves room; temperature 0 takes the likeliest token."""
         given = [self.end, *self.tokenizer(prompt, add_special_tokens=False, verbose=False)["input_ids"]]
+        given = given[-max(self.reach - tokens, 1) :]
         device = next(self.network.parameters()).device
         ids, past, told = torch.tensor([given], device=device), None, ""
         made: list[int] = []
-        for _ in range(tokens):
+        for _ in range(min(tokens, self.reach - len(given))):
             out = self.network(input_ids=ids, past_key_values=past, use_cache=True)
             past, logits = out.past_key_values, out.logits[0, -1].float().cpu()
             token = choose(logits, temperature, draw)

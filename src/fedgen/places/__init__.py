@@ -27,18 +27,23 @@ def run(
     tell: Tell = silent,
 ) -> Run:
     """Run a plan to its end in a new folder; `tell` hears every reply and report."""
-    plan = plan if isinstance(plan, Plan) else plans.read(plan, settings)
+    plan = plans.read(plan, settings)
     where = Path(folder) if folder else Path("runs") / f"{plan.name}-{time.strftime('%Y%m%d-%H%M%S')}"
-    if (where / PLAN).exists():
-        remedy = f"go on with `fedgen resume {where}`, or name another folder"
-        raise StoreError(f"run '{where}': holds a run already; {remedy}")
+    _refuse_a_run(where)
     backbone = plan.backbone.load()
     settled = inprocess.settle(plan, backbone)
-    where.mkdir(parents=True, exist_ok=True)
+    place = inprocess.place(settled, backbone, where / SHELF, tell)
+    cost_of(settled, place)  # refuses a cohort larger than the clients, before anything is written
     with hold(where):
-        place = inprocess.place(settled, backbone, where / SHELF, tell)
+        _refuse_a_run(where)  # another process may have been faster
         write_whole(where / PLAN, plans.write(settled).encode())
         return go(where, settled, place, tell)
+
+
+def _refuse_a_run(folder: Path) -> None:
+    if (folder / PLAN).exists():
+        remedy = f"go on with `fedgen resume {folder}`, or name another folder"
+        raise StoreError(f"run '{folder}': holds a run already; {remedy}")
 
 
 def resume(folder: Path | str, *, tell: Tell = silent) -> Run:
@@ -54,7 +59,7 @@ def resume(folder: Path | str, *, tell: Tell = silent) -> Run:
 
 def cost(plan: Plan | Path | str | Mapping[str, Any], *, settings: Sequence[str] = ()) -> tuple[Plan, Cost]:
     """The resolved plan and what it would cost; nothing is run or written."""
-    plan = plan if isinstance(plan, Plan) else plans.read(plan, settings)
+    plan = plans.read(plan, settings)
     backbone = plan.backbone.load()
     settled = inprocess.settle(plan, backbone)
     return settled, cost_of(settled, inprocess.place(settled, backbone, None, silent))

@@ -1,0 +1,74 @@
+"""The embedded federation, as the demo runs it and with one thing changed at a time: rank, layers, how rows are held out.
+
+    python bench/demo.py [NAME ...]
+
+Each name is a variant below; what it gains and sends is kept in one result file, a variant already there is not run again.
+"""
+
+import json
+import sys
+import tempfile
+import time
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from machine import RESULTS, about
+
+import fedgen
+from fedgen.cli import DEMO
+from fedgen.evaluate import total
+from fedgen.run import Run
+from fedgen.screen import gains_of, saved_uplink
+
+LINEAR = 'adapter.targets=["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]'
+VARIANTS: dict[str, list[str]] = {
+    "demo": [],
+    "seed 8": ["seed=8"],
+    "seed 9": ["seed=9"],
+    "held out from the tail": ["deal.order=tail"],
+    **{f"rank {rank}": [f"adapter.rank={rank}"] for rank in (1, 2, 4, 8, 16, 32)},
+    "attention's q and v, rank 8": ["adapter.rank=8", 'adapter.targets=["q_proj", "v_proj"]'],
+    "every linear layer, rank 4": ["adapter.rank=4", LINEAR],
+    "every linear layer, rank 1": ["adapter.rank=1", LINEAR],
+    "personal adapters kept across rounds": ["personal.kind=keep", "personal.steps=8"],
+    "exact average": ["aggregate.kind=exact"],
+}
+
+
+def found(run: Run, seconds: float) -> dict[str, Any]:
+    """What one run came to."""
+    scores = run.scores.values()
+    names = dict.fromkeys(name for score in scores for name in score)
+    pooled = {name: total(score[name] for score in scores if name in score) for name in names}
+    return {
+        "clients": len(run.scores),
+        "rounds": len(run.journal),
+        "held_out_tokens": pooled["backbone"].terms,
+        "perplexity": {name: round(score.per_term, 3) for name, score in pooled.items()},
+        "bits_per_byte": {name: round(score.bits_per_byte, 4) for name, score in pooled.items()},
+        "gains": {name: asdict(gain) for name in names if name != "backbone" and (gain := gains_of(run, name))},
+        "adapter_message_bytes": run.journal[0]["up"] // len(run.journal[0]["clients"]),
+        "full_model_bytes": run.facts["full_bytes"],
+        "uplink_saved": round(saved_uplink(run) or 0, 5),
+        "seconds": round(seconds),
+    }
+
+
+def main() -> None:
+    path = RESULTS / "demo.json"
+    kept: dict[str, Any] = json.loads(path.read_text()) if path.exists() else {}
+    for name in sys.argv[1:] or VARIANTS:
+        if name in kept:
+            continue
+        with tempfile.TemporaryDirectory() as folder:
+            began = time.perf_counter()
+            run = fedgen.run(DEMO, Path(folder) / "run", settings=VARIANTS[name])
+            kept[name] = {"settings": VARIANTS[name]} | found(run, time.perf_counter() - began) | about()
+        path.parent.mkdir(exist_ok=True)
+        path.write_text(json.dumps(kept, indent=1) + "\n")
+        print(name, json.dumps(kept[name]["gains"]), kept[name]["uplink_saved"], kept[name]["seconds"], flush=True)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,93 @@
+"""Which figures a run gets, and what each says."""
+
+from collections.abc import Sequence
+from itertools import accumulate
+
+from fedgen.records import GLOBAL
+from fedgen.report import figures, markup
+from fedgen.report.digest import PERSONAL, Digest
+from fedgen.report.figures import FAINT, ONE, TWO, Chart, Line
+from fedgen.report.markup import Key
+from fedgen.report.wording import amount, counted, number, percent, size
+
+MOST_DOTS = 400  # more clients than this are shown by every so manieth of them
+
+
+def course(run: Digest) -> list[str]:
+    """What was learnt: by each client, and round by round; figures without a point are empty."""
+    return [_falls(run), _perplexity(run), _loss(run)]
+
+
+def price(run: Digest) -> list[str]:
+    """What it took, round by round."""
+    return [_bytes(run), _seconds(run), _speed(run)] if run.journal else []
+
+
+def _loss(run: Digest) -> str:
+    xs, ys = run.metric("loss")
+    chart = Chart("loss", f"Training loss by round, {_ends(ys)}.", "round", "nats a token")
+    return _figure("Training loss", figures.lines(chart, [Line(xs, ys)]), note="mean over the round's clients")
+
+
+def _perplexity(run: Digest) -> str:
+    xs, ys = run.metric("perplexity")
+    chart = Chart("perplexity", f"Validation perplexity by round, {_ends(ys)}.", "round", "per token")
+    note = f"the global adapter on validation rows of {counted(min(run.plan.evaluate.clients, run.clients), 'client')}"
+    return _figure("Validation perplexity", figures.lines(chart, [Line(xs, ys)]), note=note)
+
+
+def _bytes(run: Digest) -> str:
+    xs = [line["round"] for line in run.journal]
+    up, down, full = run.running("up"), run.running("down"), list(accumulate(run.full_up))
+    label = (
+        f"Bytes sent so far by round: up {size(up[-1])}, down {size(down[-1])}, full-model FedAvg up {size(full[-1])}."
+    )
+    drawn = [Line(xs, full, FAINT, dashed=True), Line(xs, up, ONE, width=5), Line(xs, down, TWO)]
+    keys = [Key("full model, up", "var(--faint)", "dash"), Key("up", "var(--one)", "band"), Key("down", "var(--two)")]
+    svg = figures.lines(Chart("bytes", label, "round", "all so far, log scale", size, log=True), drawn)
+    return _figure("Bytes on the wire", svg, keys)
+
+
+def _seconds(run: Digest) -> str:
+    xs, ys = [line["round"] for line in run.journal], [line["seconds"] for line in run.journal]
+    chart = Chart("seconds", f"Seconds by round, {_ends(ys)}.", "round", "seconds", _plain)
+    return _figure("Time of a round", figures.bars(chart, xs, ys))
+
+
+def _speed(run: Digest) -> str:
+    timed = [line for line in run.journal if line["seconds"]]
+    ys = [line["metrics"]["terms"] / line["seconds"] for line in timed]
+    chart = Chart("speed", f"Training tokens a second by round, {_ends(ys)}.", "round", "tokens a second", _plain)
+    note = "tokens that the shared adapter was trained on"
+    return _figure("Speed", figures.bars(chart, [line["round"] for line in timed], ys), note=note)
+
+
+def _falls(run: Digest) -> str:
+    if len(run.kinds) < 2:
+        return ""
+    names, last = run.ranked(), run.kinds[-1]
+    names = names[:: -(-len(names) // MOST_DOTS)]
+    falls = {kind: [100 * run.fall(name, kind) for name in names] for kind in run.kinds[1:]}
+    below = falls[GLOBAL] if last == PERSONAL and GLOBAL in falls else []
+    titles = [
+        f"{name}: " + ", ".join(f"{kind} {percent(run.fall(name, kind))}" for kind in run.kinds[1:]) for name in names
+    ]
+    label = f"Fall of perplexity for {counted(len(names), 'client')}, sorted: {last} {_ends(falls[last], '%')}."
+    chart = Chart("falls", label, "clients, sorted", "% below the backbone", _plain)
+    svg = figures.dots(chart, below, falls[last], titles)
+    keys = [Key(last, "var(--one)", "dot"), *([Key(GLOBAL, "var(--two)", "ring")] if below else [])]
+    some = f"{len(names):,} of {len(run.scores):,} clients are drawn; " if len(names) < len(run.scores) else ""
+    note = f"{some}point at a mark for its client; the table below has names and numbers"
+    return _figure("Fall of perplexity by client", svg, keys, note)
+
+
+def _figure(title: str, svg: str, keys: Sequence[Key] = (), note: str = "") -> str:
+    return markup.figure(title, svg, keys, note) if svg else ""
+
+
+def _ends(values: Sequence[float], unit: str = "") -> str:
+    return f"from {number(values[0])}{unit} to {number(values[-1])}{unit}" if values else ""
+
+
+def _plain(value: float) -> str:
+    return amount(int(value)) if value == int(value) and abs(value) >= 1000 else f"{value:g}".replace("-", "−")

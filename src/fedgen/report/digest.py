@@ -1,0 +1,135 @@
+"""A run read once, and the numbers that a report says of it."""
+
+import math
+import tomllib
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from itertools import accumulate
+from typing import Any
+
+from fedgen import plan as plans
+from fedgen.evaluate import Gains, Score, gains, total
+from fedgen.plan import Plan
+from fedgen.records import GLOBAL
+from fedgen.run import PLAN, Run
+
+BACKBONE, PERSONAL = "backbone", "personal"
+Line = Mapping[str, Any]
+
+
+@dataclass(frozen=True)
+class Digest:
+    """Everything a report asks of a run; `scores` holds the clients that were measured under every adapter there is."""
+
+    name: str
+    plan: Plan
+    facts: Mapping[str, Any]
+    journal: Sequence[Line]
+    outcome: Mapping[str, Any]
+    scores: Mapping[str, Mapping[str, Score]]
+    finished: bool
+    began: datetime
+
+    @property
+    def kinds(self) -> list[str]:
+        """The adapters that were measured, the bare backbone first."""
+        found = next(iter(self.scores.values()), {})
+        return [kind for kind in (BACKBONE, GLOBAL, PERSONAL) if kind in found]
+
+    @property
+    def clients(self) -> int:
+        """How many clients the federation has."""
+        return int(self.facts.get("clients", 0))
+
+    @property
+    def failures(self) -> list[Line]:
+        """All failures, those of the last question too."""
+        rounds = [failure for line in self.journal for failure in line["failures"]]
+        return rounds + list(self.outcome.get("failures", []))
+
+    @property
+    def full_up(self) -> list[int]:
+        """Bytes that full-model FedAvg would have sent up, a round: the weights of each client that answered."""
+        return [(len(line["clients"]) - len(line["failures"])) * self.facts["full_bytes"] for line in self.journal]
+
+    @property
+    def full_down(self) -> list[int]:
+        """Bytes that full-model FedAvg would have sent down, a round: the weights to each client that was asked."""
+        return [len(line["clients"]) * self.facts["full_bytes"] for line in self.journal]
+
+    @property
+    def saved(self) -> float | None:
+        """The share of full-model FedAvg's uplink that was not sent in the rounds so far."""
+        return 1 - self.sum("up") / sum(self.full_up) if sum(self.full_up) else None
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        """The resolved plan as flat keys such as `adapter.rank`."""
+        nested = tomllib.loads(plans.write(self.plan))
+        top = {key: value for key, value in nested.items() if not isinstance(value, dict)}
+        parts = {section: value for section, value in nested.items() if isinstance(value, dict)}
+        return top | {f"{section}.{key}": value for section, part in parts.items() for key, value in part.items()}
+
+    def sum(self, key: str) -> Any:
+        """The total of a journal's column."""
+        return sum(line[key] for line in self.journal)
+
+    def running(self, key: str) -> list[int]:
+        """A journal's column, summed up to each round."""
+        return list(accumulate(line[key] for line in self.journal))
+
+    def metric(self, key: str) -> tuple[list[int], list[float]]:
+        """The rounds in which a metric was taken, and its values."""
+        known = [line for line in self.journal if math.isfinite(line["metrics"].get(key, math.nan))]
+        return [line["round"] for line in known], [line["metrics"][key] for line in known]
+
+    def pooled(self, kind: str) -> Score:
+        """The score of all clients' held-out rows together."""
+        return total(found[kind] for found in self.scores.values())
+
+    def gains(self, kind: str) -> Gains:
+        """What an adapter gained on the bare backbone."""
+        return gains(self._of(BACKBONE), self._of(kind))
+
+    def fall(self, client: str, kind: str) -> float:
+        """The relative fall of one client's perplexity from the bare backbone."""
+        return 1 - self.scores[client][kind].per_term / self.scores[client][BACKBONE].per_term
+
+    def ranked(self) -> list[str]:
+        """Clients from the least to the most gained under the last of the adapters."""
+        return sorted(self.scores, key=lambda client: (self.fall(client, self.kinds[-1]), client))
+
+    def _of(self, kind: str) -> dict[str, Score]:
+        return {client: found[kind] for client, found in self.scores.items()}
+
+
+def read(run: Run) -> Digest:
+    """Read a run's folder, finished or not."""
+    began = datetime.fromtimestamp((run.folder / PLAN).stat().st_mtime, UTC)
+    outcome, scores = run.outcome, _whole(run.scores)
+    return Digest(run.folder.resolve().name, run.plan, run.facts, run.journal, outcome, scores, bool(outcome), began)
+
+
+def _whole(scores: Mapping[str, Mapping[str, Score]]) -> dict[str, Mapping[str, Score]]:
+    kinds = {kind for found in scores.values() for kind in found}
+    return {
+        client: found
+        for client, found in scores.items()
+        if found.keys() == kinds and BACKBONE in kinds and all(map(_sound, found.values()))
+    }
+
+
+def _sound(score: Score) -> bool:
+    """Whether there is a perplexity that a number can hold: not without tokens, nor after a loss that is no number."""
+    return score.loss < 700 * score.terms
+
+
+def per_word(score: Score) -> float:
+    """Perplexity per word, or not a number where words were not counted."""
+    return score.per_word if score.words else math.nan
+
+
+def per_byte(score: Score) -> float:
+    """Bits per byte, or not a number where bytes were not counted."""
+    return score.bits_per_byte if score.bytes else math.nan
