@@ -1,8 +1,8 @@
-"""The embedded federation, as the demo runs it and with one thing changed at a time: rank, layers, how rows are held out.
+"""The embedded federation as the demo runs it, and with one thing changed at a time: rank, layers, held-out rows.
 
     python bench/demo.py [NAME ...]
 
-Each name is a variant below; what it gains and sends is kept in one result file, a variant already there is not run again.
+Each name is a variant below; what it gains and sends goes to one result file, and what is there is not run again.
 """
 
 import json

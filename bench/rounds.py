@@ -1,9 +1,9 @@
-"""Client-turns a second: the cohort through the bank, one at a time, and a plain PEFT loop with nothing federated around it.
+"""Client-turns a second: a cohort through the bank, one at a time, and a plain PEFT loop with nothing federated.
 
     python bench/rounds.py [--repeats 5]
 
-Same embedded backbone, same rows, same steps. Each repeat runs all three in turn, and ratios are taken repeat by repeat,
-so they hold on a machine whose speed drifts. Peak memory is that of a process of its own.
+Same embedded backbone, same rows, same steps. Each repeat runs all three in turn, and ratios are taken repeat by
+repeat, so they hold on a machine whose speed drifts. Peak memory is that of a process of its own.
 """
 
 import argparse
@@ -12,7 +12,7 @@ import resource
 import statistics
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -30,7 +30,6 @@ from fedgen.places import inprocess
 from fedgen.plan import Plan, read
 from fedgen.records import GLOBAL, State
 from fedgen.rounds import Server, play
-from fedgen.store import Shelf
 
 CLIENTS, STEPS, RANK, TARGETS = 32, 4, 6, ("down_proj",)
 PLAN: dict[str, Any] = {
@@ -54,7 +53,10 @@ class Bench:
     def jobs(self, bank: Bank) -> list[Job]:
         """A job a client, all from the same start."""
         start = bank.fresh(torch.Generator().manual_seed(0))
-        return [Job(name, start, held.train, lambda use, name=name: seeds.generator(0, 1, name, use)) for name, held in self.held.items()]
+        return [
+            Job(name, start, held.train, lambda use, name=name: seeds.generator(0, 1, name, use))
+            for name, held in self.held.items()
+        ]
 
     def bank(self, wide: int) -> None:
         """All clients through the bank, `wide` of them a pass."""
@@ -133,7 +135,7 @@ def spread(values: list[float]) -> dict[str, float]:
 
 
 def overhead(repeats: int) -> dict[str, float]:
-    """The share of a round of 32 clients that is not training: offers, messages, folding, outer step, journal, checkpoint."""
+    """The share of a round of 32 clients that is not training: messages, folding, outer step, journal, checkpoint."""
     bench = Bench(4)
     plan = replace(bench.plan, training=replace(bench.training, cohort=bench.wide))
     with tempfile.TemporaryDirectory() as name:
@@ -172,7 +174,14 @@ def main() -> None:
     parser.add_argument("--repeats", type=int, default=5)
     repeats = parser.parse_args().repeats
     found = {f"{rows} rows a step": speeds(rows, repeats) for rows in (1, 4, 16)}
-    about = {"clients": CLIENTS, "steps": STEPS, "row_tokens": 128, "rank": RANK, "targets": TARGETS, "repeats": repeats}
+    about = {
+        "clients": CLIENTS,
+        "steps": STEPS,
+        "row_tokens": 128,
+        "rank": RANK,
+        "targets": TARGETS,
+        "repeats": repeats,
+    }
     keep("rounds", about | {"ways": found, "share_of_a_round_not_training": overhead(repeats)})
 
 

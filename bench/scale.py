@@ -2,8 +2,8 @@
 
     python bench/scale.py [--rounds 5]
 
-Clients answer at once with a made-up update of a real adapter's shape; each size runs in a process of its own, so its peak
-memory is its own. What is timed: sampling, offers, folding, outer step, journal line, checkpoint.
+Clients answer at once with a made-up update of a real adapter's shape; each size runs in a process of its own, so its
+peak memory is its own. What is timed: sampling, offers, folding, outer step, journal line, checkpoint.
 """
 
 import argparse

@@ -1,9 +1,9 @@
-"""Pre-train the embedded text backbone on the public part of the embedded corpus, and write it as a Hugging Face folder.
+"""Pre-train the embedded text backbone on the public part of the embedded corpus; write it as a Hugging Face folder.
 
     python experiments/pretrain_text.py OUT [--minutes 45]
 
-One document in twenty is held out whole; the folder keeps the weights with the best held-out loss, in half precision, and
-a model card that says what was done. The learning rate follows the time that is left, so the budget is a plain number of minutes.
+One document in twenty is held out whole; the folder keeps the weights with the best held-out loss, in half precision,
+and a record of what was done. The learning rate follows the time that is left: the budget is a plain number of minutes.
 """
 
 import argparse
@@ -13,7 +13,7 @@ import json
 import platform
 import sys
 import time
-from datetime import date
+from datetime import UTC, datetime
 from pathlib import Path
 
 import torch
@@ -34,7 +34,9 @@ def learn_tokenizer(texts: list[str]) -> PreTrainedTokenizerFast:
     bpe.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     bpe.decoder = decoders.ByteLevel()
     alphabet = pre_tokenizers.ByteLevel.alphabet()
-    bpe.train_from_iterator(texts, trainers.BpeTrainer(vocab_size=VOCABULARY, special_tokens=[END], initial_alphabet=alphabet))
+    bpe.train_from_iterator(
+        texts, trainers.BpeTrainer(vocab_size=VOCABULARY, special_tokens=[END], initial_alphabet=alphabet)
+    )
     return PreTrainedTokenizerFast(tokenizer_object=bpe, bos_token=END, eos_token=END, pad_token=END)
 
 
@@ -98,11 +100,12 @@ def main() -> None:
     tokenizer.save_pretrained(args.out)
     digest = hashlib.sha256("\0".join(documents).encode()).hexdigest()
     card = {
-        "data": "public modules of the Python standard library and its documentation topics (fedgen.data.stdlib.public)",
+        "data": "fedgen.data.stdlib.public: public modules of Python's standard library, its documentation topics",
         "python": platform.python_version(), "data_sha256": digest, "documents": len(documents),
         "train_tokens": len(train), "held_out_tokens": len(valid), "parameters": model.num_parameters(),
         "steps": step, "kept_step": best_step, "tokens_a_step": BATCH * CONTEXT, "seed": SEED,
-        "minutes": args.minutes, "held_out_loss": round(best, 4), "torch": torch.__version__, "date": date.today().isoformat(),
+        "minutes": args.minutes, "held_out_loss": round(best, 4), "torch": torch.__version__,
+        "date": datetime.now(UTC).date().isoformat(),
     }  # fmt: skip
     (args.out / "training.json").write_text(json.dumps(card, indent=1) + "\n")
     print(json.dumps(card, indent=1))

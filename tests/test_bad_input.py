@@ -96,7 +96,7 @@ def test_a_backbone_without_the_layers_that_are_to_be_adapted(plan: Plan, tmp_pa
     line = refused(plan, tmp_path, "adapter.targets=['query']", kind=BackboneError)
     assert line.startswith("targets: 'query' is no layer of this backbone; those to adapt are: down_proj, gate_proj,")
     line = refused(plan, tmp_path, "adapter.targets=['embed_tokens']", kind=BackboneError)
-    assert line.endswith("Embedding cannot be adapted, only linear layers and Conv2d can")
+    assert line.endswith("no adapter fits a layer of type Embedding, only linear ones and Conv2d")
 
 
 def test_a_backbone_that_has_none_of_the_usual_layers(plan: Plan, tmp_path: Path) -> None:

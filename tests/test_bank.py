@@ -231,6 +231,6 @@ def test_what_cannot_be_adapted_leaves_the_network_as_it_was(network: Net) -> No
 
 
 def test_a_second_bank_on_the_same_layers_is_refused_until_the_first_is_closed(network: Net) -> None:
-    with Bank(network, NAMES, RANK), pytest.raises(BackboneError, match="cannot be adapted"):
+    with Bank(network, NAMES, RANK), pytest.raises(BackboneError, match="layer of type Lane"):
         Bank(network, ["last"], RANK)
     Bank(network, ["last"], RANK).close()

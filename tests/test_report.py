@@ -140,7 +140,10 @@ def test_bytes_are_counted_both_ways_and_beside_the_full_model(tiny_run: Run, sh
     up, down = sum(line["up"] for line in lines), sum(line["down"] for line in lines)
     assert rows["Adapters, 2 rounds"] == [f"{up:,}", f"{down:,}"]
     assert rows["Last question: everyone's scores"] == [f"{outcome['up']:,}", f"{outcome['down']:,}"]
-    assert rows["All of it"] == [f"{up + outcome['up']:,}", f"{down + outcome['down']:,}"]
+    checks = [int(sum(line["metrics"][f"check_{way}"] for line in lines)) for way in ("up", "down")]
+    assert checks[1] > checks[0] > 0
+    assert rows["Validation between rounds"] == [f"{check:,}" for check in checks]
+    assert rows["All of it"] == [f"{up + checks[0] + outcome['up']:,}", f"{down + checks[1] + outcome['down']:,}"]
     assert rows["Full-model FedAvg, the same rounds"] == [f"{full:,}"] * 2
     assert rows["Saved in the rounds"] == [saving(1 - up / full), saving(1 - down / full)]
 

@@ -80,7 +80,7 @@ def test_run_takes_a_path_as_text(tiny_run: Run) -> None:
 
 
 def test_adapters_are_listed_and_loaded_by_name(tiny_run: Run) -> None:
-    assert tiny_run.adapters() == ["backbone", "global", *(f"client/{name}" for name in CLIENTS)]
+    assert tiny_run.adapters() == ["global", *(f"client/{name}" for name in CLIENTS)]
     shared, card = tiny_run.adapter("global")
     assert (card.cluster, card.round, card.run, card.rank) == ("global", 2, tiny_run.folder.name, lora.rank(shared))
     assert card.hash == tree.digest(shared)
@@ -151,7 +151,7 @@ def test_a_run_in_use_by_another_process_is_left_to_it(tiny_plan: dict[str, Any]
         other.join()
     found = Run(folder)
     assert not found.finished
-    assert found.adapters() == ["backbone"]
+    assert found.adapters() == []
     with pytest.raises(StoreError, match="has no adapter 'global'; it has none before its end"):
         found.adapter("global")
 

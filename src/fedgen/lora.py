@@ -123,7 +123,7 @@ def shapes(layer: nn.Module, rank: int) -> tuple[Shape, Shape]:
         return (rank, into), (out, rank)
     if isinstance(layer, _Linear) and isinstance(layer.in_features, int) and isinstance(layer.out_features, int):
         return (rank, layer.in_features), (layer.out_features, rank)
-    raise BackboneError(f"targets: a {type(layer).__name__} cannot be adapted, only linear layers and Conv2d can")
+    raise BackboneError(f"targets: no adapter fits a layer of type {type(layer).__name__}, only linear ones and Conv2d")
 
 
 def _conv_shapes(layer: nn.Conv2d, rank: int) -> tuple[Shape, Shape]:

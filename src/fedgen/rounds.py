@@ -24,6 +24,7 @@ from fedgen.records import Ask, Client, Failure, Offer, Reply, Report, Rows, Sta
 from fedgen.store import Shelf
 
 SHARED, OWN = "shared", "own"
+DIVERGED = "training ended in numbers that are not finite (loss {:.3g}); lower lr"
 
 
 @dataclass(frozen=True)
@@ -62,31 +63,24 @@ def turns(site: Site, offers: Sequence[Offer]) -> list[Reply]:
     known = [offer for offer in offers if offer.client in site.clients]
     shared = _train(site, [(offer, offer.adapter) for offer in known if offer.use == "train"], SHARED)
     own = _train(site, [(offer, start) for offer in known if (start := _own_start(site, offer))], OWN)
-    broken = {
-        client: done for part in (shared, own) for client, done in part.items() if not tree.is_finite(done.adapter)
-    }
-    whole = [offer for offer in known if offer.client not in broken]
-    for offer in whole:
-        if offer.client in own:
+    for offer in known:
+        if offer.client in own and tree.is_finite(own[offer.client].adapter):
             site.shelf.put(offer.client, offer.round, own[offer.client].adapter)
-    scores = _score(site, [offer for offer in whole if offer.use != "train"])
-    replies: dict[str, Reply] = {}
+    scores = _score(site, [offer for offer in known if offer.use != "train"])
+    replies: list[Reply] = []
     for offer in offers:
-        where, name = (offer.round, offer.client, offer.cluster), offer.client
-        if name not in site.clients:
-            replies[name] = Failure(*where, reason="no such client here")
-        elif name in broken:
-            loss = broken[name].loss
-            replies[name] = Failure(
-                *where, reason=f"training ended in numbers that are not finite (loss {loss:.3g}); lower lr"
-            )
-        elif name in scores:
-            replies[name] = Update(*where, {}, count(site.clients[name].train), _metrics(scores[name]))
-        else:
-            done = shared[name]
+        where, client = (offer.round, offer.client, offer.cluster), site.clients.get(offer.client)
+        done = own.get(offer.client) if offer.use == "score" else shared.get(offer.client)
+        if client is None:
+            replies.append(Failure(*where, reason="no such client here"))
+        elif done and not tree.is_finite(done.adapter):
+            replies.append(Failure(*where, reason=DIVERGED.format(done.loss)))
+        elif offer.use == "train" and done:
             metrics = {"loss": done.loss, "steps": done.steps, "terms": done.terms}
-            replies[name] = Update(*where, done.adapter, count(site.clients[name].train), metrics)
-    return [replies[offer.client] for offer in offers]
+            replies.append(Update(*where, done.adapter, count(client.train), metrics))
+        else:
+            replies.append(Update(*where, {}, count(client.train), _metrics(scores[client.name])))
+    return replies
 
 
 def _own_start(site: Site, offer: Offer) -> Tree | None:
@@ -166,6 +160,9 @@ class _Tally:
     def take(self, reply: Reply) -> None:
         """Count one reply, and fold it in if it is an update."""
         self.down += reply.down
+        if isinstance(reply, Update) and not tree.is_finite(reply.adapter):
+            why = "the update holds numbers that are not finite"
+            reply = Failure(reply.round, reply.client, reply.cluster, why, reply.down)
         if isinstance(reply, Failure):
             self.failures.append(reply)
             return

@@ -23,13 +23,8 @@ from fedgen.records import GLOBAL, Ask, Failure, Report, State, Tree, Update
 from fedgen.rounds import Server, offers, play, read_scores
 from fedgen.store import Card, Shelf, load_bundle, save_bundle, write_whole
 
-PLAN, FACTS, JOURNAL, CHECKPOINT, SCORES = (
-    "plan.toml",
-    "facts.json",
-    "journal.jsonl",
-    "checkpoint.safetensors",
-    "scores.json",
-)
+PLAN, FACTS, SCORES = "plan.toml", "facts.json", "scores.json"
+JOURNAL, CHECKPOINT = "journal.jsonl", "checkpoint.safetensors"
 ADAPTERS, SHELF = "adapters", "shelf"
 
 
@@ -89,7 +84,7 @@ class Run:
     def adapters(self) -> list[str]:
         """The names that `adapter` takes."""
         bundles = [path.name for path in sorted((self.folder / ADAPTERS).glob("*")) if path.is_dir()]
-        return ["backbone", *bundles, *(f"client/{name}" for name in self.shelf().clients())]
+        return [*bundles, *(f"client/{name}" for name in self.shelf().clients())]
 
     def shelf(self) -> Shelf:
         """The clients' own adapters."""
@@ -103,7 +98,7 @@ class Run:
             client = name.removeprefix("client/")
             return own, dataclasses.replace(parent, client=client, parent=parent.hash, hash="", metrics={})
         if not (self.folder / ADAPTERS / name).is_dir() or not name:
-            names = self.adapters()[1:]
+            names = self.adapters()
             shown = ", ".join(names[:8]) + (f", ... ({len(names)} in all)" if len(names) > 8 else "")
             raise StoreError(f"run '{self.folder}': has no adapter '{name}'; it has {shown or 'none before its end'}")
         return load_bundle(self.folder / ADAPTERS / name, backbone_hash=self.facts.get("backbone_hash", ""))
@@ -180,7 +175,12 @@ def _checked(report: Report, state: State, settled: Plan, names: Sequence[str], 
     scores = [found for reply in replies if isinstance(reply, Update) for found in read_scores(reply).values()]
     if not scores:
         return report
-    return dataclasses.replace(report, metrics=dict(report.metrics) | {"perplexity": total(scores).per_term})
+    seen = {
+        "perplexity": total(scores).per_term,
+        "check_up": float(sum(reply.up for reply in replies if isinstance(reply, Update))),
+        "check_down": float(sum(reply.down for reply in replies)),
+    }
+    return dataclasses.replace(report, metrics=dict(report.metrics) | seen)
 
 
 def panel_of(settled: Plan, names: Sequence[str]) -> list[str]:

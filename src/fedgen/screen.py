@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from types import TracebackType
 from typing import Self
 
+from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn, TextColumn, TimeRemainingColumn
 from rich.table import Table
@@ -77,13 +78,13 @@ class Screen:
         perplexity = report.metrics.get("perplexity")
         parts = [
             f"round {report.round}/{self.began.plan.rounds if self.began else '?'}",
-            f"{len(report.clients) - len(report.failures)} of {len(report.clients)} clients",
+            f"{len(report.clients) - len(report.failures)}/{len(report.clients)} clients",
             f"loss {report.metrics['loss']:.3f}",
-            *([f"validation perplexity {perplexity:.2f}"] if perplexity else []),
-            f"{bytes_of(report.up)} up, {bytes_of(report.down)} down",
+            *([f"perplexity {perplexity:.2f}"] if perplexity else []),
+            f"{bytes_of(report.up)} up",
             f"{report.metrics['terms'] / report.seconds:,.0f} tokens/s",
         ]
-        self.out.print("  ".join(parts))
+        self.out.print("  ".join(parts), soft_wrap=True)
         self.bar.update(self.task, description=f"round {report.round + 1}")
 
 
@@ -111,21 +112,17 @@ def gains_of(run: Run, adapter: str) -> Gains | None:
     return gains({n: s["backbone"] for n, s in scores.items()}, {n: s[adapter] for n, s in scores.items()})
 
 
+HEADS = ("adapter", "perplexity", "per word", "bits/byte", "mean fall", "worst tenth", "gained")
+
+
 def outcome_table(run: Run) -> Table:
     """Backbone, shared and personal adapters on the clients' held-out text."""
     table = Table(
+        box=SIMPLE_HEAD,
         title=f"{run.folder.name}: held-out text of {len(run.scores)} clients"
-        + ("" if run.finished else " (not finished)")
+        + ("" if run.finished else " (not finished)"),
     )
-    for head in (
-        "adapter",
-        "perplexity a token",
-        "a word",
-        "bits a byte",
-        "mean fall",
-        "worst decile",
-        "clients that gained",
-    ):
+    for head in HEADS:
         table.add_column(head, justify="left" if head == "adapter" else "right")
     adapters = dict.fromkeys(name for found in run.scores.values() for name in found)
     for adapter in adapters:
@@ -145,7 +142,7 @@ def outcome_table(run: Run) -> Table:
 
 def runs_table(runs: Sequence[Run]) -> Table:
     """One line a run."""
-    table = Table()
+    table = Table(box=SIMPLE_HEAD)
     for head in ("run", "begun", "rounds", "clients", "backbone", "global", "personal", "mean fall", "up"):
         table.add_column(head, justify="left" if head in ("run", "begun") else "right")
     for run in runs:

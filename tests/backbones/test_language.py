@@ -2,6 +2,7 @@
 
 import shutil
 import socket
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -149,6 +150,7 @@ def attempts(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
         monkeypatch.setattr(socket.socket, name, refuse)
     for name in ("getaddrinfo", "gethostbyname", "create_connection"):
         monkeypatch.setattr(socket, name, refuse)
+    monkeypatch.setattr(time, "sleep", lambda seconds: None)  # nobody waits to try again
     return made
 
 

@@ -12,9 +12,9 @@ FLOORS = [
     "lora bank store",
     "backbones data encode client evaluate",
     "cohort aggregate outer cluster exchange personal guards devices methods",
-    "rounds journal plan run",
+    "rounds journal plan run sample",
     "places serve.pool serve.engine",
-    ". report serve.page serve.api serve cli __main__",  # the dot is the package's front door, fedgen/__init__.py
+    ". report screen serve.page serve.api serve cli __main__",  # the dot is the front door, fedgen/__init__.py
 ]
 PLACE = {room: (floor, step) for floor, rooms in enumerate(FLOORS) for step, room in enumerate(rooms.split())}
 

@@ -68,7 +68,7 @@ def play(plan: dict[str, Any], folder: Path, fault: Fault = Fault("")) -> None:
 
 
 def content(folder: Path) -> dict[str, Any]:
-    """Every file of a run, but for how long things took and how much memory the last process held."""
+    """Every file of a run, but for when it began, how long things took, and how much memory the last process held."""
     found: dict[str, Any] = {
         str(path.relative_to(folder)): path.read_bytes()
         for path in sorted(folder.rglob("*"))
@@ -78,6 +78,8 @@ def content(folder: Path) -> dict[str, Any]:
     found["journal.jsonl"] = [{key: value for key, value in line.items() if key != "seconds"} for line in lines]
     scores = json.loads(found["scores.json"])
     found["scores.json"] = {key: value for key, value in scores.items() if key not in ("seconds", "peak_memory")}
+    facts = json.loads(found["facts.json"])
+    found["facts.json"] = {key: value for key, value in facts.items() if key != "began"}
     return found
 
 

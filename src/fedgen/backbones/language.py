@@ -38,7 +38,7 @@ class Language:
             torch, self.dtype
         )
         where, local = locate(self.source)
-        options: dict[str, Any] = {"dtype": dtype, "local_files_only": local}
+        options: dict[str, Any] = {"dtype": dtype, "local_files_only": local, "use_safetensors": True}
         if self.bits < 16:
             options["quantization_config"] = BitsAndBytesConfig(
                 load_in_4bit=self.bits == 4, load_in_8bit=self.bits == 8

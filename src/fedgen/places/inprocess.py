@@ -6,6 +6,7 @@ import itertools
 import json
 import os
 import platform
+import time
 from collections.abc import Callable, Iterable, Iterator
 from importlib.metadata import version
 from pathlib import Path
@@ -30,11 +31,22 @@ SHELF_MEMORY = 2**28  # bytes of clients' own adapters kept in memory
 
 
 def settle(plan: Plan, backbone: Backbone) -> Plan:
-    """The plan with everything said that this machine decides, so that a resumed run decides nothing again."""
+    """The plan with all said that this machine decides, paths made whole: a resumed run decides nothing again."""
     wide = width(plan.training, backbone, free_memory())
     targets = plan.adapter.targets or tuple(backbone.targets)
     adapter = dataclasses.replace(plan.adapter, targets=targets)
-    return dataclasses.replace(plan, adapter=adapter, training=dataclasses.replace(plan.training, cohort=wide))
+    training = dataclasses.replace(plan.training, cohort=wide)
+    return dataclasses.replace(
+        plan, backbone=whole(plan.backbone), data=whole(plan.data), adapter=adapter, training=training
+    )
+
+
+def whole(part: Any) -> Any:
+    """A part with the path it reads from made absolute, so that a run can be resumed from any folder."""
+    said = {spot.name: getattr(part, spot.name) for spot in dataclasses.fields(part)}
+    paths = {key: said[key] for key in ("path", "source") if key in said}
+    local = {key: path for key, path in paths.items() if path != "embedded" and not path.startswith("hub:")}
+    return dataclasses.replace(part, **{key: str(Path(path).absolute()) for key, path in local.items()})
 
 
 def place(plan: Plan, backbone: Backbone, shelf: Path | None, tell: Callable[[object], None]) -> Place:
@@ -76,7 +88,9 @@ def facts_of(plan: Plan, backbone: Backbone) -> dict[str, Any]:
         "full_bytes": sum(weight.numel() * weight.element_size() for weight in weights),
         "row_bytes": backbone.row_bytes(),
         "machine": f"{platform.machine()}, {os.cpu_count()} cores, {weights[0].device.type}",
-        "versions": {name: version(name) for name in ("torch", "transformers")} | {"python": platform.python_version()},
+        "versions": {name: version(name) for name in ("fedgen-edge", "torch", "transformers")},
+        "python": platform.python_version(),
+        "began": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
     }
 
 

@@ -13,11 +13,14 @@ def wire(run: Digest) -> list[str]:
     if not run.journal:
         return []
     ups, downs = run.sum("up"), run.sum("down")
+    checks = [int(sum(line["metrics"].get(f"check_{way}", 0) for line in run.journal)) for way in ("up", "down")]
+    sums = ups + checks[0], downs + checks[1]
     full_up, full_down = sum(run.full_up), sum(run.full_down)
     rows = [
         (f"Adapters, {counted(len(run.journal), 'round')}", f"{ups:,}", f"{downs:,}"),
+        ("Validation between rounds", *(f"{check:,}" for check in checks)),
         ("Last question: everyone's scores", *_last(run, "up", "down")),
-        ("All of it", *(f"{rounds + run.outcome.get(key, 0):,}" for rounds, key in ((ups, "up"), (downs, "down")))),
+        ("All of it", *(f"{part + run.outcome.get(key, 0):,}" for part, key in zip(sums, ("up", "down"), strict=True))),
         ("Full-model FedAvg, the same rounds", f"{full_up:,}", f"{full_down:,}"),
         ("Saved in the rounds", saving(1 - ups / full_up), saving(1 - downs / full_down) if full_down else ABSENT),
     ]
@@ -64,16 +67,12 @@ def measured(run: Digest) -> list[tuple[str, str]]:
         )
         pairs.append(("Backbone", f"{model}, content hash {facts['backbone_hash'][:16]}"))
         pairs.append(("Machine", facts["machine"]))
-        pairs.append(("Versions", ", ".join(f"{name} {which}" for name, which in facts["versions"].items())))
+        versions = {"python": facts["python"]} | facts["versions"]
+        pairs.append(("Versions", ", ".join(f"{name} {which}" for name, which in versions.items())))
     if run.finished:
         pairs.append(("Peak memory", f"{size(run.outcome['peak_memory'])}, of the process that ended the run"))
-    pairs.append(
-        (
-            "Times",
-            "A round's time is from its first offer to the new adapter. Validation is not in it, nor in the bytes",
-        )
-    )
-    pairs.append(("Started", f"{run.began:%Y-%m-%d %H:%M} UTC, by the date of the plan in the run folder"))
+    pairs.append(("Times", "A round's time is from its first offer to the new adapter; validation comes after it"))
+    pairs.append(("Started", f"{run.began:%Y-%m-%d %H:%M} UTC"))
     return pairs
 
 

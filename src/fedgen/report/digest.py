@@ -12,7 +12,7 @@ from fedgen import plan as plans
 from fedgen.evaluate import Gains, Score, gains, total
 from fedgen.plan import Plan
 from fedgen.records import GLOBAL
-from fedgen.run import PLAN, Run
+from fedgen.run import Run
 
 BACKBONE, PERSONAL = "backbone", "personal"
 Line = Mapping[str, Any]
@@ -106,7 +106,7 @@ class Digest:
 
 def read(run: Run) -> Digest:
     """Read a run's folder, finished or not."""
-    began = datetime.fromtimestamp((run.folder / PLAN).stat().st_mtime, UTC)
+    began = datetime.fromisoformat(run.facts["began"]) if run.facts else datetime.now(UTC)
     outcome, scores = run.outcome, _whole(run.scores)
     return Digest(run.folder.resolve().name, run.plan, run.facts, run.journal, outcome, scores, bool(outcome), began)
 
