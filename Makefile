@@ -21,8 +21,8 @@ lint: .venv/.dev ## check style and types
 	@$(BIN)/ruff format --check .
 	@$(BIN)/mypy
 
-bench: .venv/.dev ## measure rounds and scale on this machine
-	@for file in bench/*.py; do echo "== $$file"; $(BIN)/python $$file || exit 1; done
+bench: .venv/.dev ## measure speed, scale and what the demo gains, on this machine
+	@for name in rounds scale demo; do echo "== $$name"; $(BIN)/python bench/$$name.py || exit 1; done
 
 clean: ## remove .venv, caches and built packages; runs stay
 	@rm -rf .venv build dist .mypy_cache .pytest_cache .ruff_cache

@@ -47,6 +47,11 @@ def found(run: Run, seconds: float) -> dict[str, Any]:
         "held_out_tokens": pooled["backbone"].terms,
         "perplexity": {name: round(score.per_term, 3) for name, score in pooled.items()},
         "bits_per_byte": {name: round(score.bits_per_byte, 4) for name, score in pooled.items()},
+        "falls": {
+            client: {name: round(1 - score[name].per_term / score["backbone"].per_term, 4) for name in names}
+            for client, score in run.scores.items()
+            if len(score) == len(names)
+        },
         "gains": {name: asdict(gain) for name in names if name != "backbone" and (gain := gains_of(run, name))},
         "adapter_message_bytes": run.journal[0]["up"] // len(run.journal[0]["clients"]),
         "full_model_bytes": run.facts["full_bytes"],

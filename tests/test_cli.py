@@ -1,0 +1,197 @@
+"""The command: what it prints, what it leaves, and what its exit codes mean."""
+
+import contextlib
+import copy
+import json
+import os
+import pty
+import re
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from typer.testing import CliRunner, Result
+
+from fedgen import Run, cli, plan
+from fedgen.store import load_bundle
+
+COMMAND = [sys.executable, "-m", "fedgen.cli"]
+PLAIN = {"NO_COLOR": "1", "COLUMNS": "100", "TERM": "dumb"}
+
+
+@pytest.fixture
+def file(tiny_plan: dict[str, Any], tmp_path: Path) -> Path:
+    """The tiny plan as a file."""
+    path = tmp_path / "tiny.toml"
+    path.write_text(plan.write(plan.read(copy.deepcopy(tiny_plan))), "utf-8")
+    return path
+
+
+def called(*words: object) -> Result:
+    """The command, called in this process."""
+    return CliRunner().invoke(cli.app, [str(word) for word in words], env=PLAIN)
+
+
+def asked(*words: object, cwd: Path | None = None) -> subprocess.CompletedProcess[str]:
+    """The command, called as a user would."""
+    line = [*COMMAND, *map(str, words)]
+    return subprocess.run(line, capture_output=True, text=True, env=os.environ | PLAIN, cwd=cwd, check=False)
+
+
+def test_a_run_says_its_rounds_its_outcome_and_its_report(file: Path, tmp_path: Path) -> None:
+    said = called("run", file, "--to", tmp_path / "run", "--set", "rounds=3")
+    assert said.exit_code == 0, said.output
+    lines = said.output.splitlines()
+    assert "6 clients, 4 a round, 3 rounds; backbone" in said.output
+    assert [line.split()[1] for line in lines if re.match(r"round \d", line)] == ["1/3", "2/3", "3/3"]
+    run = Run(tmp_path / "run")
+    assert run.finished
+    assert len(run.journal) == 3
+    for adapter in ("backbone", "global", "personal"):
+        assert any(line.strip().startswith(adapter) for line in lines)
+    assert f"report: {tmp_path / 'run' / 'report.html'}" in said.output
+    assert (tmp_path / "run" / "report.html").stat().st_size > 10_000
+
+
+def test_the_table_shows_the_pooled_perplexities(tiny_run: Run) -> None:
+    said = called("show", tiny_run.folder)
+    assert said.exit_code == 0, said.output
+    scores = tiny_run.scores.values()
+    loss = sum(found["personal"].loss for found in scores) / sum(found["personal"].terms for found in scores)
+    row = next(line.split() for line in said.output.splitlines() if line.strip().startswith("personal"))
+    assert float(row[1]) == pytest.approx(2.718281828**loss, rel=1e-3)
+    assert "of 6" in said.output
+
+
+def test_a_dry_run_prints_plan_and_cost_and_writes_nothing(file: Path, tmp_path: Path) -> None:
+    before = sorted(tmp_path.rglob("*"))
+    said = called("run", file, "--dry-run", "--set", "training.lr=0.5")
+    assert said.exit_code == 0, said.output
+    assert "lr = 0.5" in said.output
+    assert re.search(r"clients +6, 4 a round, 2 rounds", said.output)
+    assert "less than full-model FedAvg" in said.output
+    assert sorted(tmp_path.rglob("*")) == before
+
+
+def test_a_finished_run_is_resumed_listed_and_compared(tiny_run: Run, tmp_path: Path) -> None:
+    assert called("resume", tiny_run.folder).exit_code == 0
+    listed = called("list", tiny_run.folder.parent)
+    assert listed.exit_code == 0
+    assert tiny_run.folder.name in listed.output
+    assert "2/2" in listed.output
+    nothing = called("list", tmp_path)
+    assert nothing.exit_code == 0
+    assert "no runs below" in nothing.output
+    page = tmp_path / "both.html"
+    compared = called("compare", tiny_run.folder, tiny_run.folder, "--to", page)
+    assert compared.exit_code == 0, compared.output
+    assert page.read_text("utf-8").count("<html") == 1
+
+
+def test_generate_writes_the_same_for_the_same_seed_and_other_text_for_another_adapter(tiny_run: Run) -> None:
+    def written(*words: object) -> str:
+        said = called("generate", tiny_run.folder, "the harbour ", "--tokens", 24, *words)
+        assert said.exit_code == 0, said.output
+        return said.stdout
+
+    warm = ("--temperature", 1.0, "--seed", 3)
+    assert written(*warm) == written(*warm)
+    assert written(*warm) != written("--temperature", 1.0, "--seed", 4)
+    assert written("--adapter", "backbone") == written("--adapter", "backbone")
+
+
+def test_export_makes_a_bundle_with_the_clients_name(tiny_run: Run, tmp_path: Path) -> None:
+    said = called("export", tiny_run.folder, "--adapter", "client/ann", "--to", tmp_path / "ann")
+    assert said.exit_code == 0, said.output
+    adapter, card = load_bundle(tmp_path / "ann")
+    own = tiny_run.shelf().get("ann")
+    assert own is not None
+    assert card.client == "ann"
+    assert all(adapter[key].equal(own[key]) for key in own)
+    assert json.loads((tmp_path / "ann" / "adapter_config.json").read_text())["lora_alpha"] == card.rank
+
+
+WRONG = [
+    (["run", "no-such-plan.toml"], 2, "cannot be read"),
+    (["show", "no-such-run"], 1, "wanted the folder of a run"),
+    (["resume", "no-such-run"], 1, "wanted the folder of a run"),
+    (["frobnicate"], 2, "No such command"),
+]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("words", "code", "said"), WRONG, ids=[" ".join(words) for words, _, _ in WRONG])
+def test_what_goes_wrong_is_one_line_and_an_exit_code(words: list[str], code: int, said: str, tmp_path: Path) -> None:
+    found = asked(*words, cwd=tmp_path)
+    assert found.returncode == code
+    assert said in found.stderr
+    assert "Traceback" not in found.stderr
+    if code == 1:
+        assert len(found.stderr.strip().splitlines()) == 1
+    assert not list(tmp_path.iterdir())
+
+
+def test_an_unknown_adapter_names_those_there_are(tiny_run: Run) -> None:
+    said = called("generate", tiny_run.folder, "x", "--adapter", "client/zoe")
+    assert said.exit_code == 1
+    assert "has no adapter 'client/zoe'" in str(said.exception)
+    assert "client/ann" in str(said.exception)
+
+
+def until(check: Any, seconds: float = 60) -> None:
+    """Wait for something that happens soon."""
+    end = time.monotonic() + seconds
+    while not check():
+        assert time.monotonic() < end, "waited in vain"
+        time.sleep(0.05)
+
+
+@pytest.fixture
+def long_run(file: Path, tmp_path: Path) -> Iterator[tuple[subprocess.Popen[bytes], Path, int]]:
+    """A run of very many rounds in a terminal of its own."""
+    here, there = pty.openpty()
+    folder = tmp_path / "long"
+    line = [*COMMAND, "run", str(file), "--to", str(folder), "--set", "rounds=100000"]
+    process = subprocess.Popen(line, stdout=there, stderr=there, stdin=there, env=os.environ | {"COLUMNS": "120"})
+    os.close(there)
+    yield process, folder, here
+    process.kill()
+    process.wait()
+    os.close(here)
+
+
+@pytest.mark.slow
+def test_ctrl_c_says_how_to_go_on_and_the_run_can_go_on(
+    long_run: tuple[subprocess.Popen[bytes], Path, int], tmp_path: Path
+) -> None:
+    process, folder, terminal = long_run
+    journal = folder / "journal.jsonl"
+    os.set_blocking(terminal, False)
+    shown = bytearray()
+
+    def read() -> bool:
+        with contextlib.suppress(OSError):  # nothing to read yet, or nobody left to write
+            shown.extend(os.read(terminal, 65536))
+        return journal.exists() and journal.read_bytes().count(b"\n") >= 3
+
+    until(read)
+    process.send_signal(signal.SIGINT)
+    until(lambda: (read(), process.poll() is not None)[1])
+    read()
+    text = shown.decode("utf-8", "replace")
+    assert process.returncode == 130
+    assert "Traceback" not in text
+    assert f"fedgen resume {folder}" in re.sub(r"\s+", " ", text)
+    rounds = len(Run(folder).journal)
+    (folder / "plan.toml").write_text(
+        (folder / "plan.toml").read_text().replace("rounds = 100000", f"rounds = {rounds + 1}")
+    )
+    said = called("resume", folder)
+    assert said.exit_code == 0, said.output
+    assert len(Run(folder).journal) == rounds + 1
+    assert Run(folder).finished
