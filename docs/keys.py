@@ -1,6 +1,6 @@
 """Write the table of all keys of a plan into docs/plan.md, from the parts themselves.
 
-    python docs/keys.py
+python docs/keys.py
 """
 
 import dataclasses
@@ -45,7 +45,7 @@ def text() -> str:
             lines += [str(SECTIONS[section].__doc__), "", *table(SECTIONS[section])]
         for kind, part in TABLES.get(section, {}).items():
             also = " (the default)" if part is default else ""
-            lines += [f"**`kind = \"{kind}\"`**{also}: {' '.join(str(part.__doc__).split())}", "", *table(part)]
+            lines += [f'**`kind = "{kind}"`**{also}: {" ".join(str(part.__doc__).split())}', "", *table(part)]
     return "\n".join(lines)
 
 

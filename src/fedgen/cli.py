@@ -12,6 +12,7 @@ from transformers.utils import logging as transformers_logging
 from fedgen import places, report
 from fedgen import plan as plans
 from fedgen.errors import FedgenError, PlanError
+from fedgen.report.wording import saving
 from fedgen.run import PLAN, Run
 from fedgen.sample import sampler
 from fedgen.screen import Screen, bytes_of, outcome_table, runs_table
@@ -144,7 +145,9 @@ def _say_cost(plan: Path, settings: Sequence[str]) -> None:
     out.print(f"backbone          {cost.backbone_parameters:,} parameters, frozen")
     out.print(f"adapter           {cost.adapter_parameters:,} parameters")
     out.print(f"one message       {bytes_of(cost.message)}; full-model FedAvg would send {bytes_of(cost.full_message)}")
-    out.print(f"bytes a round     {bytes_of(cost.round_bytes)} each way; {cost.saved:.2%} less than full-model FedAvg")
+    out.print(
+        f"bytes a round     {bytes_of(cost.round_bytes)} each way; {saving(cost.saved)} less than full-model FedAvg"
+    )
     out.print(f"memory of a pass  about {bytes_of(cost.row_bytes * cost.rows_a_pass)} for {cost.rows_a_pass} rows")
 
 
@@ -153,13 +156,14 @@ def _say_samples(run: Run) -> None:
     scores = {name: found for name, found in run.scores.items() if "personal" in found}
     if not scores:
         return
-    client = min(scores, key=lambda name: scores[name]["personal"].per_term / scores[name]["backbone"].per_term)
+    ranked = sorted(scores, key=lambda name: scores[name]["personal"].per_term / scores[name]["backbone"].per_term)
+    client = ranked[len(ranked) // 2]  # neither the one that gained most nor the one that gained least
     voice = sampler(run)
     prompt = places.held_out_prompt(run.plan, voice.backbone, client)
-    out.print(f"\n[bold]A held-out line of client '{client}', continued[/bold]")
+    out.print(f"\n[bold]Held-out text of client '{client}', continued[/bold]")
     out.print(prompt, style="dim", markup=False)
     for adapter in ("backbone", "global", f"client/{client}"):
-        text = "".join(voice.write(prompt, adapter=adapter, tokens=40))
+        text = "".join(voice.write(prompt, adapter=adapter, tokens=40, temperature=0.5))
         out.print(f"\n[bold]{adapter}[/bold]")
         out.print(text, markup=False)
 

@@ -51,7 +51,7 @@ class FineTune:
 
     def training(self, training: Training) -> Training:
         """The client's training with its own length and rate."""
-        return replace(training, epochs=self.epochs, steps=self.steps, lr=self.lr, proximal=0.0)
+        return alone(training, self)
 
 
 @dataclass(frozen=True)
@@ -69,7 +69,12 @@ class Keep:
 
     def training(self, training: Training) -> Training:
         """The client's training with its own length and rate."""
-        return replace(training, epochs=self.epochs, steps=self.steps, lr=self.lr, proximal=0.0)
+        return alone(training, self)
+
+
+def alone(training: Training, rule: FineTune | Keep) -> Training:
+    """A client's training with the rule's own length and rate, and nothing that pulls it back."""
+    return replace(training, epochs=rule.epochs, steps=rule.steps, lr=rule.lr, proximal=0.0)
 
 
 PERSONALS = {"none": Nothing, "finetune": FineTune, "keep": Keep}

@@ -13,6 +13,7 @@ from rich.table import Table
 from fedgen.cohort import wanted
 from fedgen.evaluate import Gains, gains, total
 from fedgen.records import Failure, Report, Update
+from fedgen.report.wording import saving
 from fedgen.run import Began, Run
 
 
@@ -135,7 +136,7 @@ def outcome_table(run: Run) -> Table:
     saved = saved_uplink(run)
     up = sum(line["up"] for line in run.journal)
     table.caption = f"{len(run.journal)} rounds, {bytes_of(up)} up" + (
-        f", {saved:.2%} less than full-model FedAvg" if saved else ""
+        f", {saving(saved)} less than full-model FedAvg" if saved else ""
     )
     return table
 

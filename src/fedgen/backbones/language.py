@@ -40,15 +40,15 @@ class Language:
         where, local = locate(self.source)
         options: dict[str, Any] = {"dtype": dtype, "local_files_only": local, "use_safetensors": True}
         if self.bits < 16:
-            options["quantization_config"] = BitsAndBytesConfig(
-                load_in_4bit=self.bits == 4, load_in_8bit=self.bits == 8
-            )
+            four, eight = self.bits == 4, self.bits == 8
+            options["quantization_config"] = BitsAndBytesConfig(load_in_4bit=four, load_in_8bit=eight)
+            options["device_map"] = {"": device}
         try:
             tokenizer = AutoTokenizer.from_pretrained(where, local_files_only=local)
             network, found = AutoModelForCausalLM.from_pretrained(where, output_loading_info=True, **options)
         except ImportError as error:
             raise BackboneError(
-                f"backbone: bits = {self.bits} wants bitsandbytes: pip install bitsandbytes ({error})"
+                f"backbone: bits = {self.bits} wants bitsandbytes: pip install fedgen-edge[bits] ({error})"
             ) from error
         except Exception as error:  # transformers raises many kinds for one cause: a folder that is not a model
             reason = (str(error).splitlines() or [type(error).__name__])[0]

@@ -59,7 +59,11 @@ def _unfinished(run: Digest) -> str:
 
 
 def _tiles(run: Digest) -> list[Tile]:
-    times = f"in rounds, and {span(run.outcome['seconds'])} to measure everyone" if run.finished else "in rounds so far"
+    times = (
+        f"in rounds, and {span(run.outcome['seconds'])} for personal adapters and scores"
+        if run.finished
+        else "in rounds so far"
+    )
     asked = [len(line["clients"]) for line in run.journal]
     answered = sum(asked) - sum(len(line["failures"]) for line in run.journal)
     return [
