@@ -23,9 +23,11 @@ def about() -> dict[str, Any]:
     }
 
 
-def keep(name: str, content: dict[str, Any]) -> None:
-    """Write a result file beside the scripts, and say what is in it."""
+def keep(name: str, content: dict[str, Any], *, over: bool = False) -> None:
+    """Write a result file beside the scripts, if asked `over` the one that is there, and say what is in it."""
     RESULTS.mkdir(exist_ok=True)
-    text = json.dumps(about() | content, indent=1) + "\n"
-    (RESULTS / f"{name}.json").write_text(text)
+    path = RESULTS / f"{name}.json"
+    before = json.loads(path.read_text()) if over and path.exists() else {}
+    text = json.dumps(before | about() | content, indent=1) + "\n"
+    path.write_text(text)
     print(text)

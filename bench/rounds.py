@@ -8,7 +8,6 @@ repeat, so they hold on a machine whose speed drifts. Peak memory is that of a p
 
 import argparse
 import multiprocessing
-import resource
 import statistics
 import tempfile
 import time
@@ -30,8 +29,10 @@ from fedgen.places import inprocess
 from fedgen.plan import Plan, read
 from fedgen.records import GLOBAL, State
 from fedgen.rounds import Server, play
+from fedgen.run import peak_memory
 
 CLIENTS, STEPS, RANK, TARGETS = 32, 4, 6, ("down_proj",)
+ROWS, WAYS = (1, 4, 16), ("cohort", "one", "peft")
 PLAN: dict[str, Any] = {
     "data": {"limit": 30000},
     "adapter": {"rank": RANK, "targets": list(TARGETS)},
@@ -101,7 +102,7 @@ def timed(act: Callable[[], None]) -> float:
 def peak(rows: int, way: str, into: Any) -> None:
     """Run one way in this process and say its peak memory in MB."""
     ways(Bench(rows))[way]()
-    into.put(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024)
+    into.put(peak_memory() / 2**20)
 
 
 def memory(rows: int, way: str) -> float:
@@ -126,7 +127,6 @@ def speeds(rows: int, repeats: int) -> dict[str, Any]:
         "cohort_width": bench.wide,
         "turns_a_second": {way: round(CLIENTS / statistics.median(each[way] for each in taken), 2) for way in acts},
         "speed_over_peft": {way: spread(values) for way, values in ratios.items()},
-        "peak_memory_mb": {way: memory(rows, way) for way in acts},
     }
 
 
@@ -172,17 +172,17 @@ def _share(bench: Bench, server: Server, state: State, ask: Any, folder: Path) -
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--repeats", type=int, default=5)
-    repeats = parser.parse_args().repeats
-    found = {f"{rows} rows a step": speeds(rows, repeats) for rows in (1, 4, 16)}
-    about = {
-        "clients": CLIENTS,
-        "steps": STEPS,
-        "row_tokens": 128,
-        "rank": RANK,
-        "targets": TARGETS,
-        "repeats": repeats,
-    }
-    keep("rounds", about | {"ways": found, "share_of_a_round_not_training": overhead(repeats)})
+    parser.add_argument("--only", choices=["speed", "memory", "overhead"], help="measure this, keep the rest as it was")
+    asked = parser.parse_args()
+    found: dict[str, Any] = {"clients": CLIENTS, "steps": STEPS, "row_tokens": 128, "repeats": asked.repeats}
+    found |= {"rank": RANK, "targets": TARGETS}
+    if asked.only in (None, "speed"):
+        found["speed"] = {f"{rows} rows a step": speeds(rows, asked.repeats) for rows in ROWS}
+    if asked.only in (None, "memory"):
+        found["peak_memory_mb"] = {f"{rows} rows a step": {way: memory(rows, way) for way in WAYS} for rows in ROWS}
+    if asked.only in (None, "overhead"):
+        found["share_of_a_round_not_training"] = overhead(asked.repeats)
+    keep("rounds", found, over=asked.only is not None)
 
 
 if __name__ == "__main__":

@@ -8,7 +8,6 @@ peak memory is its own. What is timed: sampling, offers, folding, outer step, jo
 
 import argparse
 import multiprocessing
-import resource
 import statistics
 import tempfile
 import time
@@ -27,6 +26,7 @@ from fedgen.journal import Journal, line_of, save_checkpoint
 from fedgen.outer import Plain
 from fedgen.records import GLOBAL, Offer, Reply, State, Update
 from fedgen.rounds import Server, play
+from fedgen.run import peak_memory
 
 SIZES = (100, 10_000, 100_000)
 LAYERS = {f"layers.{at}.down_proj": nn.Linear(512, 192) for at in range(4)}
@@ -56,7 +56,7 @@ def one(clients: int, rounds: int, into: Any) -> None:
             journal.append(line_of(report))
             save_checkpoint(Path(name) / "checkpoint", state)
             taken.append(time.perf_counter() - began)
-    into.put((statistics.median(taken), resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024))
+    into.put((statistics.median(taken), peak_memory() / 2**20))
 
 
 def measured(clients: int, rounds: int) -> dict[str, float]:

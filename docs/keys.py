@@ -1,4 +1,4 @@
-"""Write the table of all keys of a plan into docs/plan.md, from the parts themselves.
+"""Write the tables of all keys of a plan into docs/plan.md, from the parts themselves.
 
 python docs/keys.py
 """

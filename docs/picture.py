@@ -85,12 +85,12 @@ def height(share: float) -> float:
     return round(308 - 220 * share, 1)
 
 
-def main() -> None:
+def drawn() -> str:
+    """The whole picture."""
     demo = json.loads((HERE.parent / "bench" / "results" / "demo.json").read_text("utf-8"))["demo"]
     opened = '<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 950 362" role="img">'
-    text = f"{opened}<style>{STYLE}</style>{schematic()}{chart(demo)}</svg>\n"
-    (HERE / "picture.svg").write_text(text, "utf-8")
+    return f"{opened}<style>{STYLE}</style>{schematic()}{chart(demo)}</svg>\n"
 
 
 if __name__ == "__main__":
-    main()
+    (HERE / "picture.svg").write_text(drawn(), "utf-8")

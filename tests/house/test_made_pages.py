@@ -1,0 +1,16 @@
+"""Pages and pictures that a script makes are what the script makes today."""
+
+import runpy
+from pathlib import Path
+
+DOCS = Path(__file__).parents[2] / "docs"
+
+
+def test_the_page_of_keys_says_what_the_parts_say() -> None:
+    page = runpy.run_path(str(DOCS / "keys.py"))["page"]()
+    assert (DOCS / "plan.md").read_text("utf-8") == page, "run: python docs/keys.py"
+    assert "| `clip` | a number at least 0 | `1.0` |" in page
+
+
+def test_the_picture_shows_the_result_that_is_kept() -> None:
+    assert (DOCS / "picture.svg").read_text("utf-8") == runpy.run_path(str(DOCS / "picture.py"))["drawn"]()
