@@ -2,6 +2,7 @@
 
 import sys
 from collections.abc import Sequence
+from importlib.metadata import version
 from pathlib import Path
 from typing import Annotated
 
@@ -28,6 +29,21 @@ RunFolder = Annotated[Path, typer.Argument(metavar="RUN", help="A run's folder."
 Settings = Annotated[
     list[str], typer.Option("--set", metavar="KEY=VALUE", help="Override a key, such as training.epochs=2.")
 ]
+
+
+def _version(wanted: bool) -> None:
+    if wanted:
+        out.print(f"fedgen-edge {version('fedgen-edge')}")
+        raise typer.Exit
+
+
+@app.callback()
+def front(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="Say the version.")
+    ] = False,
+) -> None:
+    """Federate generative models' adapters: run plans, look at runs, and use what they trained."""
 
 
 @app.command()

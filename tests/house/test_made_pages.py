@@ -12,5 +12,10 @@ def test_the_page_of_keys_says_what_the_parts_say() -> None:
     assert "| `clip` | a number at least 0 | `1.0` |" in page
 
 
+def test_the_readme_shows_the_results_that_are_kept() -> None:
+    page = runpy.run_path(str(DOCS / "results.py"))["page"]()
+    assert (DOCS.parent / "README.md").read_text("utf-8") == page, "run: python docs/results.py"
+
+
 def test_the_picture_shows_the_result_that_is_kept() -> None:
     assert (DOCS / "picture.svg").read_text("utf-8") == runpy.run_path(str(DOCS / "picture.py"))["drawn"]()

@@ -1,0 +1,106 @@
+"""Write the README's figures from the result files in bench/results.
+
+python docs/results.py
+"""
+
+import json
+from pathlib import Path
+from typing import Any
+
+HERE = Path(__file__).parent
+README, RESULTS = HERE.parent / "README.md", HERE.parent / "bench" / "results"
+OPEN, CLOSE = "<!-- from here on written by docs/results.py -->\n", "<!-- to here -->\n"
+
+
+def read(name: str) -> dict[str, Any]:
+    """One result file."""
+    found: dict[str, Any] = json.loads((RESULTS / f"{name}.json").read_text("utf-8"))
+    return found
+
+
+def outcome(demo: dict[str, Any]) -> list[str]:
+    """The demo's table."""
+    rows = ["| on held-out text | perplexity per token | bits per byte | mean fall | worst tenth | clients that gain |"]
+    rows.append("|---|---|---|---|---|---|")
+    for name, score in demo["perplexity"].items():
+        gain = demo["gains"].get(name)
+        falls = "| | "
+        if gain:
+            falls = f"{gain['mean']:.1%} | {gain['worst_decile']:.1%} | {gain['gained']} of {gain['clients']}"
+        rows.append(f"| {name} | {score:.2f} | {demo['bits_per_byte'][name]:.3f} | {falls} |")
+    said = (
+        f"{demo['clients']} clients, {demo['rounds']} rounds, {demo['held_out_tokens']:,} held-out tokens. "
+        f"An adapter's message is {demo['adapter_message_bytes']:,} bytes as serialised, the whole model's weights are "
+        f"{demo['full_model_bytes']:,}: {floor(demo['uplink_saved'])} less uplink. "
+        f"The run took {demo['seconds']} s on {demo['machine']}."
+    )
+    return [*rows, "", said]
+
+
+def floor(share: float) -> str:
+    """A saving, never rounded up."""
+    return f"{int(share * 10_000) / 100:.2f}%"
+
+
+def variants(kept: dict[str, Any]) -> list[str]:
+    """The demo with one thing changed at a time."""
+    rows = [
+        "| the demo, but | uplink saved | mean fall, global | personal | clients that gain |",
+        "|---|---|---|---|---|",
+    ]
+    for name, found in kept.items():
+        gains = found["gains"]
+        own = gains["personal"]
+        rows.append(
+            f"| {'as it is' if name == 'demo' else name} | {floor(found['uplink_saved'])} | {gains['global']['mean']:.1%} "
+            f"| {own['mean']:.1%} | {own['gained']} of {own['clients']} |"
+        )
+    return rows
+
+
+def speed(found: dict[str, Any]) -> list[str]:
+    """The three ways to train a client."""
+    rows = [
+        "| rows a step | cohort through the bank | one at a time | peak memory, cohort / PEFT |",
+        "|---|---|---|---|",
+    ]
+    for name, way in found["speed"].items():
+        memory = found["peak_memory_mb"][name]
+        ratios = [way["speed_over_peft"][key] for key in ("cohort", "one")]
+        cells = [f"{ratio['median']:.2f} ({ratio['min']:.2f} to {ratio['max']:.2f})" for ratio in ratios]
+        rows.append(f"| {name.split()[0]} | {' | '.join(cells)} | {memory['cohort']} / {memory['peft']} MB |")
+    share = found["share_of_a_round_not_training"]["median"]
+    said = (
+        "Speed over a plain PEFT and PyTorch loop with nothing federated around it, same model, data and steps, in "
+        f"one run: median and range of {found['repeats']} repeats. All that is not training takes {share:.1%} of a round of "
+        f"{found['clients']} clients."
+    )
+    return [said, "", *rows]
+
+
+def scale(found: dict[str, Any]) -> list[str]:
+    """The server's side alone."""
+    rows = ["| registered clients | take part | milliseconds a participant | peak memory |", "|---|---|---|---|"]
+    rows += [
+        f"| {int(name):,} | {row['take_part']:,} | {row['milliseconds_a_participant']:.2f} "
+        f"| {row['peak_memory_mb']:.0f} MB |"
+        for name, row in found["registered"].items()
+    ]
+    return [
+        "The server alone (sampling, folding, outer step, journal, checkpoint), clients answering at once:",
+        "",
+        *rows,
+    ]
+
+
+def page() -> str:
+    """The README as it should be."""
+    before, _, rest = README.read_text("utf-8").partition(OPEN)
+    _, _, after = rest.partition(CLOSE)
+    kept = read("demo")
+    parts = [outcome(kept["demo"]), variants(kept), speed(read("rounds")), scale(read("scale"))]
+    return before + OPEN + "\n" + "\n\n".join("\n".join(part) for part in parts) + "\n\n" + CLOSE + after
+
+
+if __name__ == "__main__":
+    README.write_text(page(), "utf-8")
