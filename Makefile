@@ -42,6 +42,6 @@ clean: ## remove .venv, caches and built packages; runs stay
 	@touch $@
 
 .venv/.dev: .venv/.torch pyproject.toml
-	@echo "installing fedgen-edge[report,dev] ..."
-	@$(PIP) --editable ".[report,dev]"
+	@echo "installing fedgen-edge[report,data,bits,dev] ..."
+	@$(PIP) --editable ".[report,data,bits,dev]"
 	@touch $@

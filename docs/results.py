@@ -51,10 +51,9 @@ def variants(kept: dict[str, Any]) -> list[str]:
     for name, found in kept.items():
         gains = found["gains"]
         own = gains["personal"]
-        rows.append(
-            f"| {'as it is' if name == 'demo' else name} | {floor(found['uplink_saved'])} | {gains['global']['mean']:.1%} "
-            f"| {own['mean']:.1%} | {own['gained']} of {own['clients']} |"
-        )
+        name = "as it is" if name == "demo" else name
+        shares = f"{floor(found['uplink_saved'])} | {gains['global']['mean']:.1%} | {own['mean']:.1%}"
+        rows.append(f"| {name} | {shares} | {own['gained']} of {own['clients']} |")
     return rows
 
 
@@ -72,8 +71,8 @@ def speed(found: dict[str, Any]) -> list[str]:
     share = found["share_of_a_round_not_training"]["median"]
     said = (
         "Speed over a plain PEFT and PyTorch loop with nothing federated around it, same model, data and steps, in "
-        f"one run: median and range of {found['repeats']} repeats. All that is not training takes {share:.1%} of a round of "
-        f"{found['clients']} clients."
+        f"one run: median and range of {found['repeats']} repeats. All that is not training takes {share:.1%} of a "
+        f"round of {found['clients']} clients."
     )
     return [said, "", *rows]
 
