@@ -276,3 +276,10 @@ def test_hub_without_the_extra(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "datasets", None)
     with pytest.raises(DataError, match=r"pip install fedgen-edge\[data\]"):
         Hub("some/set").read()
+
+
+def test_the_standard_library_can_be_narrowed_to_named_modules() -> None:
+    documents = Stdlib(limit=500, modules=("json", "enum")).read()
+    assert {document.owner for document in documents} == {"json", "enum"}
+    with pytest.raises(DataError, match=r"data\.modules: .jsn. is no client.s; there are argparse,"):
+        Stdlib(modules=("json", "jsn")).read()

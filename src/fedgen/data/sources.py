@@ -25,16 +25,24 @@ class Source(Protocol):
 
 @dataclass(frozen=True)
 class Stdlib:
-    """Python's standard library: a module is an owner, of whose text `limit` characters are kept (0 keeps all)."""
+    """Python's standard library: a module is an owner, of whose text `limit` characters are kept (0 keeps all).
+
+    `modules` names the owners that are wanted, none named all of them.
+    """
 
     limit: Annotated[int, Range(0)] = 0
+    modules: tuple[str, ...] = ()
 
     def read(self) -> list[Document]:
         """One document a file of the federation's modules."""
         limit = self.limit or sys.maxsize
         kept: Counter[str] = Counter()
         documents = []
+        if unknown := sorted(set(self.modules) - set(stdlib.FEDERATED)):
+            raise DataError(f"data.modules: '{unknown[0]}' is no client's; there are {', '.join(stdlib.FEDERATED)}")
         for owner, text in stdlib.federated():
+            if self.modules and owner not in self.modules:
+                continue
             text = text[: limit - kept[owner]]
             kept[owner] += len(text)
             if text.strip():
