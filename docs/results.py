@@ -54,7 +54,11 @@ def variants(kept: dict[str, Any]) -> list[str]:
         name = "as it is" if name == "demo" else name
         shares = f"{floor(found['uplink_saved'])} | {gains['global']['mean']:.1%} | {own['mean']:.1%}"
         rows.append(f"| {name} | {shares} | {own['gained']} of {own['clients']} |")
-    return rows
+    said = (
+        "Rows are held out at random among each client's own; the end of each module is text less like what came "
+        "before it, and there adapters gain less."
+    )
+    return [*rows, "", said]
 
 
 def speed(found: dict[str, Any]) -> list[str]:

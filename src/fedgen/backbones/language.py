@@ -34,10 +34,23 @@ class Language:
     def load(self) -> "LanguageBackbone":
         """The frozen model and its tokenizer."""
         device = self.device if self.device != "auto" else "cuda" if torch.cuda.is_available() else "cpu"
-        dtype = {"auto": torch.float32 if device == "cpu" else torch.bfloat16}.get(self.dtype) or getattr(
-            torch, self.dtype
-        )
         where, local = locate(self.source)
+        tokenizer, network = self._read(where, local, device)
+        if self.bits == 16:
+            network = _moved(network, device)
+        identity = hash_of(Path(where)) if local else str(network.config._commit_hash)
+        frozen = network.eval().requires_grad_(False)
+        loaded = LanguageBackbone(name_of(self.source), identity, frozen, tokenizer, self.length)
+        if self.length > loaded.reach:
+            raise BackboneError(
+                f"backbone.length: wanted at most {loaded.reach}, all that '{self.source}' can read, came {self.length}"
+            )
+        return loaded
+
+    def _read(self, where: str, local: bool, device: str) -> tuple[Any, Any]:
+        """The tokenizer and the whole network, as transformers loads them."""
+        auto = torch.float32 if device == "cpu" else torch.bfloat16
+        dtype = auto if self.dtype == "auto" else getattr(torch, self.dtype)
         options: dict[str, Any] = {"dtype": dtype, "local_files_only": local, "use_safetensors": True}
         if self.bits < 16:
             four, eight = self.bits == 4, self.bits == 8
@@ -46,30 +59,18 @@ class Language:
         try:
             tokenizer = AutoTokenizer.from_pretrained(where, local_files_only=local)
             network, found = AutoModelForCausalLM.from_pretrained(where, output_loading_info=True, **options)
-        except ImportError as error:
-            raise BackboneError(
-                f"backbone: bits = {self.bits} wants bitsandbytes: pip install fedgen-edge[bits] ({error})"
-            ) from error
         except Exception as error:  # transformers raises many kinds for one cause: a folder that is not a model
             reason = (str(error).splitlines() or [type(error).__name__])[0]
-            raise BackboneError(
-                f"backbone: '{self.source}' is not a causal language model that transformers can load: {reason}"
-            ) from error
+            if self.bits < 16 and isinstance(error, ImportError):
+                wish = f"bits = {self.bits} wants bitsandbytes: pip install fedgen-edge[bits] ({reason})"
+            else:
+                wish = f"'{self.source}' is not a causal language model that transformers can load: {reason}"
+            raise BackboneError(f"backbone: {wish}") from error
         if missing := sorted(found["missing_keys"]):  # transformers would have drawn them at random, anew at each load
             raise BackboneError(
                 f"backbone: '{self.source}' lacks {len(missing)} of its weights, first '{missing[0]}'; get it whole"
             )
-        if self.bits == 16:
-            network = _moved(network, device)
-        identity = hash_of(Path(where)) if local else str(network.config._commit_hash)
-        loaded = LanguageBackbone(
-            name_of(self.source), identity, network.eval().requires_grad_(False), tokenizer, self.length
-        )
-        if self.length > loaded.reach:
-            raise BackboneError(
-                f"backbone.length: wanted at most {loaded.reach}, all that '{self.source}' can read, came {self.length}"
-            )
-        return loaded
+        return tokenizer, network
 
 
 def _moved(network: nn.Module, device: str) -> nn.Module:

@@ -46,7 +46,7 @@ def whole(part: Any) -> Any:
     said = {spot.name: getattr(part, spot.name) for spot in dataclasses.fields(part)}
     paths = {key: said[key] for key in ("path", "source") if key in said}
     local = {key: path for key, path in paths.items() if path != "embedded" and not path.startswith("hub:")}
-    return dataclasses.replace(part, **{key: str(Path(path).absolute()) for key, path in local.items()})
+    return dataclasses.replace(part, **{key: str(Path(path).expanduser().absolute()) for key, path in local.items()})
 
 
 def place(plan: Plan, backbone: Backbone, shelf: Path | None, tell: Callable[[object], None]) -> Place:
