@@ -37,12 +37,15 @@ def table(part: type[Any]) -> list[str]:
 
 def text() -> str:
     """Every section, every kind, every key."""
-    lines = []
+    hints = typing.get_type_hints(Plan, include_extras=True)
+    top = [spot for spot in dataclasses.fields(Plan) if spot.name not in TABLES and spot.name not in SECTIONS]
+    rows = [f"| `{spot.name}` | {wish(hints[spot.name])} | `{_toml(spot.default)}` |" for spot in top]
+    lines = ["## The top of the file", "", "| key | takes | default |", "|---|---|---|", *rows, ""]
     for section in [*TABLES, *SECTIONS]:
         default = type(getattr(Plan(), section))
         lines += [f"## [{section}]", ""]
         if section in SECTIONS:
-            lines += [str(SECTIONS[section].__doc__), "", *table(SECTIONS[section])]
+            lines += [" ".join(str(SECTIONS[section].__doc__).split()), "", *table(SECTIONS[section])]
         for kind, part in TABLES.get(section, {}).items():
             also = " (the default)" if part is default else ""
             lines += [f'**`kind = "{kind}"`**{also}: {" ".join(str(part.__doc__).split())}', "", *table(part)]

@@ -94,7 +94,9 @@ def test_a_broken_backbone_folder(spoil: Callable[[Path], None], plan: Plan, tmp
 
 def test_a_backbone_without_the_layers_that_are_to_be_adapted(plan: Plan, tmp_path: Path) -> None:
     line = refused(plan, tmp_path, "adapter.targets=['query']", kind=BackboneError)
-    assert line.startswith("targets: 'query' is no layer of this backbone; those to adapt are: down_proj, gate_proj,")
+    assert line.startswith(
+        "adapter.targets: 'query' is no layer of this backbone; those to adapt are: down_proj, gate_proj,"
+    )
     line = refused(plan, tmp_path, "adapter.targets=['embed_tokens']", kind=BackboneError)
     assert line.endswith("no adapter fits a layer of type Embedding, only linear ones and Conv2d")
 
@@ -108,7 +110,7 @@ def test_a_backbone_that_has_none_of_the_usual_layers(plan: Plan, tmp_path: Path
     plan["backbone"]["source"] = str(folder)
     line = refused(plan, tmp_path, kind=BackboneError)
     assert line.startswith(
-        "targets: 'q_proj' is no layer of this backbone; those to adapt are: Wk, Wq, Wv, dense, ffn.0"
+        "adapter.targets: 'q_proj' is no layer of this backbone; those to adapt are: Wk, Wq, Wv, dense, ffn.0"
     )
 
 

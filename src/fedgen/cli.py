@@ -8,7 +8,6 @@ from typing import Annotated
 
 import typer
 from rich.console import Console
-from transformers.utils import logging as transformers_logging
 
 from fedgen import places, report
 from fedgen import plan as plans
@@ -16,18 +15,19 @@ from fedgen.errors import FedgenError, PlanError
 from fedgen.report.wording import saving
 from fedgen.run import PLAN, Run
 from fedgen.sample import sampler
-from fedgen.screen import Screen, bytes_of, outcome_table, runs_table
+from fedgen.screen import Screen, bytes_of, outcome_table, runs_table, standing
 from fedgen.store import save_bundle
 
 DEMO = Path(__file__).parent / "demo.toml"
-STOPPED = 130  # what a shell calls a process that Ctrl-C ended
+WIDE = 160  # columns for a pipe or a file, where nothing should be cut
 
 app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False, help=__doc__)
-out = Console(highlight=False)
+out = Console(highlight=False, width=None if sys.stdout.isatty() else WIDE)
 
 RunFolder = Annotated[Path, typer.Argument(metavar="RUN", help="A run's folder.")]
 Settings = Annotated[
-    list[str], typer.Option("--set", metavar="KEY=VALUE", help="Override a key, such as training.epochs=2.")
+    list[str],
+    typer.Option("--set", metavar="KEY=VALUE", help="Override a key, such as training.epochs=2; may be repeated."),
 ]
 
 
@@ -121,7 +121,7 @@ def generate(
     temperature: Annotated[float, typer.Option(min=0.0, help="0 takes the likeliest token each time.")] = 0.0,
     seed: Annotated[int, typer.Option(help="Names the draw where the temperature is not 0.")] = 0,
 ) -> None:
-    """Continue a prompt under one of a run's adapters."""
+    """Continue a prompt under one of a run's adapters; only what follows the prompt is written."""
     voice = sampler(Run(run))
     for piece in voice.write(prompt, adapter=adapter, tokens=tokens, temperature=temperature, seed=seed):
         sys.stdout.write(piece)
@@ -142,13 +142,17 @@ def export(
 
 
 def _play(plan: Path, to: Path | None, settings: Sequence[str]) -> Run:
+    wanted = plans.read(plan, settings)  # a slip in the plan is told before anything is loaded
     with Screen(out) as screen:
-        found = places.run(plan, to, settings=settings, tell=screen.tell)
+        found = places.run(wanted, to, tell=screen.tell)
     _say_outcome(found)
     return found
 
 
 def _say_outcome(run: Run, *, write: bool = True) -> None:
+    if not run.finished:
+        out.print(standing(run), soft_wrap=True)
+        return
     out.print(outcome_table(run))
     if write:
         out.print(f"report: {report.write(run)}", soft_wrap=True)
@@ -157,14 +161,15 @@ def _say_outcome(run: Run, *, write: bool = True) -> None:
 def _say_cost(plan: Path, settings: Sequence[str]) -> None:
     settled, cost = places.cost(plan, settings=settings)
     out.print(plans.write(settled), markup=False, soft_wrap=True)
-    out.print(f"clients           {cost.clients}, {cost.cohort} a round, {settled.rounds} rounds")
-    out.print(f"backbone          {cost.backbone_parameters:,} parameters, frozen")
-    out.print(f"adapter           {cost.adapter_parameters:,} parameters")
-    out.print(f"one message       {bytes_of(cost.message)}; full-model FedAvg would send {bytes_of(cost.full_message)}")
-    out.print(
-        f"bytes a round     {bytes_of(cost.round_bytes)} each way; {saving(cost.saved)} less than full-model FedAvg"
-    )
-    out.print(f"memory of a pass  about {bytes_of(cost.row_bytes * cost.rows_a_pass)} for {cost.rows_a_pass} rows")
+    for line in (  # comments, so that what is printed is a plan still
+        f"clients           {cost.clients}, {cost.cohort} a round, {settled.rounds} rounds",
+        f"backbone          {cost.backbone_parameters:,} parameters, frozen",
+        f"adapter           {cost.adapter_parameters:,} parameters",
+        f"one message       {bytes_of(cost.message)}; full-model FedAvg would send {bytes_of(cost.full_message)}",
+        f"bytes a round     {bytes_of(cost.round_bytes)} each way; {saving(cost.saved)} less than full-model FedAvg",
+        f"memory of a pass  about {bytes_of(cost.row_bytes * cost.rows_a_pass)} for {cost.rows_a_pass} rows",
+    ):
+        out.print(f"# {line}", markup=False, soft_wrap=True)
 
 
 def _say_samples(run: Run) -> None:
@@ -186,7 +191,6 @@ def _say_samples(run: Run) -> None:
 
 def main() -> None:
     """Run the command. Exit codes: 0 done, 1 failed, 2 wrong plan or usage, 130 stopped by Ctrl-C."""
-    transformers_logging.disable_progress_bar()
     try:
         app()
     except FedgenError as error:

@@ -26,7 +26,12 @@ PASS_TOKENS = 1024  # more tokens a pass leave the caches of a CPU; a GPU takes 
 
 @dataclass(frozen=True)
 class Training:
-    """How a client trains: for `steps`, or if that is 0 for `epochs` over its rows, `batch` rows a step."""
+    """How a client trains: for `steps`, or if that is 0 for `epochs` over its rows, `batch` rows a step.
+
+    `warmup` is the share of steps in which the rate rises, `decay` pulls the adapter to zero and `proximal` to what was
+    offered, `clip` is the longest gradient (0: any), `momentum` is SGD's, `dropout` is of the adapter's input. `cohort`
+    is how many clients share a pass (0: what memory carries and the machine can use).
+    """
 
     optimizer: Literal["adamw", "sgd"] = "adamw"
     lr: Annotated[float, Range(0, open=True)] = 3e-3

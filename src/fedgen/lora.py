@@ -93,7 +93,7 @@ def targets(network: nn.Module, names: Sequence[str]) -> dict[str, nn.Module]:
     for name in names or ("",):
         if not name or not any(is_called(path, name) for path in modules):
             known = ", ".join(sorted({short(path) for path, layer in modules.items() if _is_adaptable(layer)}))
-            raise BackboneError(f"targets: '{name}' is no layer of this backbone; those to adapt are: {known}")
+            raise BackboneError(f"adapter.targets: '{name}' is no layer of this backbone; those to adapt are: {known}")
     return {path: layer for path, layer in modules.items() if any(is_called(path, name) for name in names)}
 
 

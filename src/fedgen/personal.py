@@ -38,7 +38,7 @@ class Nothing:
 
 @dataclass(frozen=True)
 class FineTune:
-    """Fine-tune the shared adapter when the rounds are over."""
+    """Fine-tune the shared adapter when the rounds are over, for `steps`, or if that is 0 for `epochs`."""
 
     epochs: Annotated[int, Range(1)] = 1
     steps: Annotated[int, Range(0)] = 0
@@ -56,7 +56,7 @@ class FineTune:
 
 @dataclass(frozen=True)
 class Keep:
-    """Keep the own adapter across rounds and train it in every turn, beside the shared one."""
+    """Keep the own adapter across rounds and train it in every turn for `steps` or `epochs`, beside the shared one."""
 
     epochs: Annotated[int, Range(1)] = 1
     steps: Annotated[int, Range(0)] = 0

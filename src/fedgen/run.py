@@ -100,7 +100,8 @@ class Run:
         if not (self.folder / ADAPTERS / name).is_dir() or not name:
             names = self.adapters()
             shown = ", ".join(names[:8]) + (f", ... ({len(names)} in all)" if len(names) > 8 else "")
-            raise StoreError(f"run '{self.folder}': has no adapter '{name}'; it has {shown or 'none before its end'}")
+            none = f"none before its end: go on with `fedgen resume {self.folder}`"
+            raise StoreError(f"run '{self.folder}': has no adapter '{name}'; it has {shown or none}")
         return load_bundle(self.folder / ADAPTERS / name, backbone_hash=self.facts.get("backbone_hash", ""))
 
     def _json(self, name: str) -> dict[str, Any]:

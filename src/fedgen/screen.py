@@ -1,6 +1,5 @@
 """What a run looks like in a terminal: live progress, plain lines where there is no terminal, and tables."""
 
-import time
 from collections.abc import Sequence
 from types import TracebackType
 from typing import Self
@@ -124,7 +123,7 @@ def outcome_table(run: Run) -> Table:
         + ("" if run.finished else " (not finished)"),
     )
     for head in HEADS:
-        table.add_column(head, justify="left" if head == "adapter" else "right")
+        table.add_column(head, justify="left" if head == "adapter" else "right", no_wrap=True)
     adapters = dict.fromkeys(name for found in run.scores.values() for name in found)
     for adapter in adapters:
         score = total(found[adapter] for found in run.scores.values() if adapter in found)
@@ -144,24 +143,22 @@ def outcome_table(run: Run) -> Table:
 def runs_table(runs: Sequence[Run]) -> Table:
     """One line a run."""
     table = Table(box=SIMPLE_HEAD)
-    for head in ("run", "begun", "rounds", "clients", "backbone", "global", "personal", "mean fall", "up"):
-        table.add_column(head, justify="left" if head in ("run", "begun") else "right")
+    for head in ("run", "rounds", "clients", "backbone", "global", "personal", "mean fall"):
+        table.add_column(head, justify="left" if head == "run" else "right", no_wrap=True)
     for run in runs:
-        begun = time.strftime("%Y-%m-%d %H:%M", time.localtime((run.folder / "plan.toml").stat().st_mtime))
         pooled = [_pooled(run, adapter) for adapter in ("backbone", "global", "personal")]
         gain = gains_of(run, "personal")
-        rounds = f"{len(run.journal)}/{run.plan.rounds}"
-        up = bytes_of(sum(line["up"] for line in run.journal))
-        table.add_row(
-            run.folder.name,
-            begun,
-            rounds,
-            str(run.facts.get("clients", "")),
-            *pooled,
-            f"{gain.mean:.1%}" if gain else "",
-            up,
-        )
+        rounds, clients = f"{len(run.journal)}/{run.plan.rounds}", str(run.facts.get("clients", ""))
+        table.add_row(run.folder.name, rounds, clients, *pooled, f"{gain.mean:.1%}" if gain else "")
     return table
+
+
+def standing(run: Run) -> str:
+    """How far a run has come that is not finished, and how to go on."""
+    lines, rounds = run.journal, run.plan.rounds
+    metrics = lines[-1]["metrics"] if lines else {}
+    said = "".join(f", {name} {metrics[name]:.3f}" for name in ("loss", "perplexity") if name in metrics)
+    return f"{run.folder}: {len(lines)} of {rounds} rounds{said}; go on with `fedgen resume {run.folder}`"
 
 
 def _pooled(run: Run, adapter: str) -> str:

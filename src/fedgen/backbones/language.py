@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 from transformers import AutoModelForCausalLM, AutoTokenizer, BitsAndBytesConfig
+from transformers.utils import logging as transformers_logging
 
 from fedgen.errors import BackboneError
 from fedgen.records import Document, Range, Rows
@@ -23,7 +24,10 @@ TARGETS = ("q_proj", "v_proj"), ("c_attn",), ("query_key_value",)  # the first w
 
 @dataclass(frozen=True)
 class Language:
-    """Which language model: `embedded`, a folder, or `hub:owner/name`; `length` is the tokens of one row."""
+    """Which language model: `embedded`, a folder, or `hub:owner/name`; `length` is the tokens of one row.
+
+    `device` is one that torch knows; `auto` takes a GPU where there is one. `bits` below 16 loads it quantised.
+    """
 
     source: str = "embedded"
     length: Annotated[int, Range(8)] = 128
@@ -56,6 +60,8 @@ class Language:
             four, eight = self.bits == 4, self.bits == 8
             options["quantization_config"] = BitsAndBytesConfig(load_in_4bit=four, load_in_8bit=eight)
             options["device_map"] = {"": device}
+        loud = transformers_logging.is_progress_bar_enabled()
+        transformers_logging.disable_progress_bar()
         try:
             tokenizer = AutoTokenizer.from_pretrained(where, local_files_only=local)
             network, found = AutoModelForCausalLM.from_pretrained(where, output_loading_info=True, **options)
@@ -66,6 +72,9 @@ class Language:
             else:
                 wish = f"'{self.source}' is not a causal language model that transformers can load: {reason}"
             raise BackboneError(f"backbone: {wish}") from error
+        finally:
+            if loud:
+                transformers_logging.enable_progress_bar()
         if missing := sorted(found["missing_keys"]):  # transformers would have drawn them at random, anew at each load
             raise BackboneError(
                 f"backbone: '{self.source}' lacks {len(missing)} of its weights, first '{missing[0]}'; get it whole"

@@ -34,7 +34,10 @@ def join(tables: Sequence[Rows]) -> Rows:
 
 @dataclass(frozen=True)
 class Deal:
-    """How a client's rows become three parts: shares of validation and test, at random or held out from the tail."""
+    """How a client's rows become three parts: shares of validation and test, at random or held out from the tail.
+
+    A client needs `least` rows to train on and one each to validate and test; a `small` one is an error or left out.
+    """
 
     valid: Annotated[float, Range(0, 1)] = 0.1
     test: Annotated[float, Range(0, 1)] = 0.15
@@ -59,7 +62,7 @@ class Deal:
         if self.small == "drop":
             return None
         came = f"{count(train)} to train, {count(valid)} to validate, {count(test)} to test"
-        remedy = "give it more text, share among fewer clients, or drop small clients (small = 'drop')"
+        remedy = "give it more text, share among fewer clients, or leave small ones out (deal.small = 'drop')"
         raise DataError(f"client '{name}': wanted at least {self.least}, 1 and 1 rows, came {came}; {remedy}")
 
     def _split(self, rows: Rows, draw: torch.Generator) -> list[Rows]:

@@ -25,6 +25,8 @@ def compare(runs: Sequence[Run], to: Path) -> Path:
     """Write a page that lays runs side by side; unfinished ones show what there is."""
     if not runs:
         raise StoreError("compare: wanted at least one run, came none; name the folders of runs (see `fedgen list`)")
+    if to.suffix != ".html":
+        raise StoreError(f"compare: wanted a page to write, a name ending in .html, came '{to}'")
     write_whole(to, page([read(run) for run in runs]))
     return to
 

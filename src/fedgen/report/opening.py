@@ -31,7 +31,7 @@ def _what_happened(run: Digest) -> str:
     model = f"a frozen model of {amount(run.facts.get('parameters', 0))} parameters" if run.facts else "a frozen model"
     told = (
         f"{counted(run.clients, 'client')} trained a shared adapter of rank {plan.adapter.rank} for {model}, "
-        f"{asked:,} at a time, in {counted(rounds, 'round')}."
+        f"{asked:,} a round, in {counted(rounds, 'round')}."
     )
     return f"{told} {_gained(run)}" if run.scores else told
 
