@@ -6,6 +6,7 @@ import json
 import os
 import pty
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -76,6 +77,46 @@ def test_a_dry_run_prints_plan_and_cost_and_writes_nothing(file: Path, tmp_path:
     assert re.search(r"clients +6, 4 a round, 2 rounds", said.output)
     assert "less than full-model FedAvg" in said.output
     assert sorted(tmp_path.rglob("*")) == before
+
+
+def test_what_a_dry_run_prints_is_a_plan(file: Path, tmp_path: Path) -> None:
+    said = called("run", file, "--dry-run", "--set", "training.lr=0.5")
+    (tmp_path / "again.toml").write_text(said.stdout, "utf-8")
+    assert plan.read(tmp_path / "again.toml").training.lr == 0.5
+
+
+def test_a_run_keeps_out_of_a_folder_that_holds_something_else(file: Path, tmp_path: Path) -> None:
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "diary.txt").write_text("dear diary", "utf-8")
+    said = called("run", file, "--to", tmp_path / "mine")
+    assert said.exit_code == 1
+    assert "holds other files (first 'diary.txt')" in str(said.exception)
+    assert [path.name for path in (tmp_path / "mine").iterdir()] == ["diary.txt"]
+
+
+def test_a_comparison_is_a_page_and_replaces_nothing_else(tiny_run: Run, tmp_path: Path) -> None:
+    (tmp_path / "precious.txt").write_text("keep me", "utf-8")
+    said = called("compare", tiny_run.folder, tiny_run.folder, "--to", tmp_path / "precious.txt")
+    assert said.exit_code == 1
+    assert "a name ending in .html" in str(said.exception)
+    assert (tmp_path / "precious.txt").read_text("utf-8") == "keep me"
+
+
+def test_a_run_that_is_not_finished_says_how_far_it_is(tiny_run: Run, tmp_path: Path) -> None:
+    shutil.copytree(tiny_run.folder, tmp_path / "half")
+    (tmp_path / "half" / "scores.json").unlink()
+    said = called("show", tmp_path / "half")
+    assert said.exit_code == 0
+    loss = tiny_run.journal[-1]["metrics"]["loss"]
+    assert f"2 of 2 rounds, loss {loss:.3f}, perplexity" in said.stdout
+    assert f"go on with `fedgen resume {tmp_path / 'half'}`" in said.stdout
+
+
+def test_tables_are_whole_in_80_columns(tiny_run: Run) -> None:
+    wide = max(len(line) for line in called("show", tiny_run.folder).stdout.splitlines())
+    assert wide <= 80
+    listed = called("list", tiny_run.folder.parent).stdout
+    assert "…" not in listed
 
 
 def test_a_finished_run_is_resumed_listed_and_compared(tiny_run: Run, tmp_path: Path) -> None:

@@ -12,7 +12,7 @@ from rich.table import Table
 from fedgen.cohort import wanted
 from fedgen.evaluate import Gains, gains, total
 from fedgen.records import Failure, Report, Update
-from fedgen.report.wording import saving
+from fedgen.report.wording import number, saving
 from fedgen.run import Began, Run
 
 
@@ -112,13 +112,14 @@ def gains_of(run: Run, adapter: str) -> Gains | None:
     return gains({n: s["backbone"] for n, s in scores.items()}, {n: s[adapter] for n, s in scores.items()})
 
 
-HEADS = ("adapter", "perplexity", "per word", "bits/byte", "mean fall", "worst tenth", "gained")
+HEADS = ("adapter", "perplexity", "per word", "bits/byte", "fall", "worst 10%", "gained")
 
 
 def outcome_table(run: Run) -> Table:
     """Backbone, shared and personal adapters on the clients' held-out text."""
     table = Table(
         box=SIMPLE_HEAD,
+        pad_edge=False,
         title=f"{run.folder.name}: held-out text of {len(run.scores)} clients"
         + ("" if run.finished else " (not finished)"),
     )
@@ -131,7 +132,7 @@ def outcome_table(run: Run) -> Table:
         falls = ("", "", "")
         if gain and adapter != "backbone":
             falls = (f"{gain.mean:.1%}", f"{gain.worst_decile:.1%}", f"{gain.gained} of {gain.clients}")
-        table.add_row(adapter, f"{score.per_term:.2f}", f"{score.per_word:.1f}", f"{score.bits_per_byte:.3f}", *falls)
+        table.add_row(adapter, f"{score.per_term:.2f}", number(score.per_word), f"{score.bits_per_byte:.3f}", *falls)
     saved = saved_uplink(run)
     up = sum(line["up"] for line in run.journal)
     table.caption = f"{len(run.journal)} rounds, {bytes_of(up)} up" + (
@@ -142,7 +143,7 @@ def outcome_table(run: Run) -> Table:
 
 def runs_table(runs: Sequence[Run]) -> Table:
     """One line a run."""
-    table = Table(box=SIMPLE_HEAD)
+    table = Table(box=SIMPLE_HEAD, pad_edge=False)
     for head in ("run", "rounds", "clients", "backbone", "global", "personal", "mean fall"):
         table.add_column(head, justify="left" if head == "run" else "right", no_wrap=True)
     for run in runs:
