@@ -132,7 +132,13 @@ def outcome_table(run: Run) -> Table:
         falls = ("", "", "")
         if gain and adapter != "backbone":
             falls = (f"{gain.mean:.1%}", f"{gain.worst_decile:.1%}", f"{gain.gained} of {gain.clients}")
-        table.add_row(adapter, f"{score.per_term:.2f}", number(score.per_word), f"{score.bits_per_byte:.3f}", *falls)
+        table.add_row(
+            adapter,
+            f"{score.per_term:.2f}",
+            number(score.per_word) if score.per_word < 1e6 else f"{score.per_word:.1e}",
+            f"{score.bits_per_byte:.3f}",
+            *falls,
+        )
     saved = saved_uplink(run)
     up = sum(line["up"] for line in run.journal)
     table.caption = f"{len(run.journal)} rounds, {bytes_of(up)} up" + (
