@@ -68,7 +68,8 @@ def main() -> None:
             run = fedgen.run(DEMO, Path(folder) / "run", settings=VARIANTS[name])
             kept[name] = {"settings": VARIANTS[name]} | found(run, time.perf_counter() - began) | about()
         path.parent.mkdir(exist_ok=True)
-        path.write_text(json.dumps(kept, indent=1) + "\n")
+        ordered = {each: kept[each] for each in VARIANTS if each in kept}
+        path.write_text(json.dumps(ordered, indent=1) + "\n")
         print(name, json.dumps(kept[name]["gains"]), kept[name]["uplink_saved"], kept[name]["seconds"], flush=True)
 
 

@@ -34,7 +34,7 @@ WRONG: list[tuple[dict[str, Any], str]] = [
     ({"rund": 3}, ("plan: 'rund' is not one of name, seed, rounds, place, backbone, adapter, data, partition, "
                    "deal, training, cohort, aggregate, outer, personal, evaluate")),
     ({"adapter": {"r": 4}}, "adapter.r: no such key; Adapter has rank, targets"),
-    ({"data": {"path": "x"}}, "data.path: no such key; Stdlib has limit"),
+    ({"data": {"path": "x"}}, "data.path: no such key; Stdlib has limit, modules"),
     ({"personal": {"kind": "none", "epochs": 1}}, "personal.epochs: no such key; Nothing has no keys but kind"),
     # kinds
     ({"aggregate": {"kind": "men"}}, "aggregate.kind: 'men' is not one of average, exact"),

@@ -44,7 +44,7 @@ def _refuse_a_run(folder: Path) -> None:
     if (folder / PLAN).exists():
         remedy = f"go on with `fedgen resume {folder}`, or name another folder"
         raise StoreError(f"run '{folder}': holds a run already; {remedy}")
-    if others := sorted(path.name for path in folder.glob("*") if path.name != "lock"):
+    if others := sorted(path.name for path in folder.glob("[!.]*") if path.name != "lock"):
         raise StoreError(f"run '{folder}': holds other files (first '{others[0]}'); name a new folder for the run")
 
 
