@@ -18,8 +18,9 @@ from machine import RESULTS, about
 import fedgen
 from fedgen.cli import DEMO
 from fedgen.evaluate import total
+from fedgen.report import digest
 from fedgen.run import Run
-from fedgen.screen import gains_of, saved_uplink
+from fedgen.screen import gains_of
 
 LINEAR = 'adapter.targets=["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]'
 VARIANTS: dict[str, list[str]] = {
@@ -49,10 +50,10 @@ def found(run: Run, seconds: float) -> dict[str, Any]:
             for client, score in run.scores.items()
             if len(score) == len(names)
         },
-        "gains": {name: asdict(gain) for name in names if name != "backbone" and (gain := gains_of(run, name))},
+        "gains": {name: asdict(gain) for name in names if name != "backbone" and (gain := gains_of(run.scores, name))},
         "adapter_message_bytes": run.journal[0]["up"] // len(run.journal[0]["clients"]),
         "full_model_bytes": run.facts["full_bytes"],
-        "uplink_saved": round(saved_uplink(run) or 0, 5),
+        "uplink_saved": round(digest.read(run).saved or 0, 5),
         "seconds": round(seconds),
     }
 

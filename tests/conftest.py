@@ -12,7 +12,8 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
 import fedgen
-from fedgen import Run
+from fedgen import Bank, Run
+from fedgen.backbones import LanguageBackbone
 
 torch.set_num_threads(1)  # tensors this small gain nothing from a second, and on a busy machine wait for it
 
@@ -103,3 +104,10 @@ def tiny_plan(tiny_backbone: Path, tiny_text: Path) -> Iterator[dict[str, Any]]:
 def tiny_run(tiny_plan: dict[str, Any], tmp_path_factory: pytest.TempPathFactory) -> Run:
     """The finished run of that plan."""
     return fedgen.run(tiny_plan, tmp_path_factory.mktemp("runs") / "tiny")
+
+
+@pytest.fixture
+def bank(backbone: LanguageBackbone) -> Iterator[Bank]:
+    """An empty bank of rank 2 on the module's own `backbone`."""
+    with Bank(backbone.network, backbone.targets, 2) as bank:
+        yield bank

@@ -2,7 +2,6 @@
 
 import functools
 import math
-from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -23,12 +22,6 @@ LENGTH = 16
 @pytest.fixture(scope="module")
 def backbone(tiny_backbone: Path) -> LanguageBackbone:
     return Language(str(tiny_backbone), length=LENGTH, device="cpu").load()
-
-
-@pytest.fixture
-def bank(backbone: LanguageBackbone) -> Iterator[Bank]:
-    with Bank(backbone.network, backbone.targets, 2) as bank:
-        yield bank
 
 
 @pytest.fixture(scope="module")

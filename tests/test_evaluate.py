@@ -1,7 +1,6 @@
 """Scores: alone as in a batch, as transformers' own loss says, over all of the text's words and bytes."""
 
 import math
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -22,12 +21,6 @@ TEXT = "The naïve café opened at 25 °C; 東京 — déjà vu 🎈.\n\tTwo  sp
 @pytest.fixture(scope="module")
 def backbone(tiny_backbone: Path) -> LanguageBackbone:
     return Language(str(tiny_backbone), length=LENGTH, device="cpu").load()
-
-
-@pytest.fixture
-def bank(backbone: LanguageBackbone) -> Iterator[Bank]:
-    with Bank(backbone.network, backbone.targets, 2) as bank:
-        yield bank
 
 
 def adapters(bank: Bank, number: int) -> torch.Tensor:

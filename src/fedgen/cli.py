@@ -12,10 +12,10 @@ from rich.console import Console
 from fedgen import places, report
 from fedgen import plan as plans
 from fedgen.errors import FedgenError, PlanError
-from fedgen.report.wording import saving
+from fedgen.report.wording import saving, size
 from fedgen.run import PLAN, Run
 from fedgen.sample import sampler
-from fedgen.screen import Screen, bytes_of, outcome_table, runs_table, standing
+from fedgen.screen import Screen, outcome_table, runs_table, standing
 from fedgen.store import save_bundle
 
 DEMO = Path(__file__).parent / "demo.toml"
@@ -165,9 +165,9 @@ def _say_cost(plan: Path, settings: Sequence[str]) -> None:
         f"clients           {cost.clients}, {cost.cohort} a round, {settled.rounds} rounds",
         f"backbone          {cost.backbone_parameters:,} parameters, frozen",
         f"adapter           {cost.adapter_parameters:,} parameters",
-        f"one message       {bytes_of(cost.message)}; full-model FedAvg would send {bytes_of(cost.full_message)}",
-        f"bytes a round     {bytes_of(cost.round_bytes)} each way; {saving(cost.saved)} less than full-model FedAvg",
-        f"memory of a pass  about {bytes_of(cost.row_bytes * cost.rows_a_pass)} for {cost.rows_a_pass} rows",
+        f"one message       {size(cost.message)}; full-model FedAvg would send {size(cost.full_message)}",
+        f"bytes a round     {size(cost.round_bytes)} each way; {saving(cost.saved)} less than full-model FedAvg",
+        f"memory of a pass  about {size(cost.row_bytes * cost.rows_a_pass)} for {cost.rows_a_pass} rows",
     ):
         out.print(f"# {line}", markup=False, soft_wrap=True)
 

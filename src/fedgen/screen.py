@@ -1,6 +1,6 @@
 """What a run looks like in a terminal: live progress, plain lines where there is no terminal, and tables."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from types import TracebackType
 from typing import Self
 
@@ -10,9 +10,10 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn
 from rich.table import Table
 
 from fedgen.cohort import wanted
-from fedgen.evaluate import Gains, gains, total
+from fedgen.evaluate import Gains, Score, gains, total
 from fedgen.records import Failure, Report, Update
-from fedgen.report.wording import number, saving
+from fedgen.report import digest
+from fedgen.report.wording import number, saving, size
 from fedgen.run import Began, Run
 
 
@@ -81,35 +82,19 @@ class Screen:
             f"{len(report.clients) - len(report.failures)}/{len(report.clients)} clients",
             f"loss {report.metrics['loss']:.3f}",
             *([f"perplexity {perplexity:.2f}"] if perplexity else []),
-            f"{bytes_of(report.up)} up",
+            f"{size(report.up)} up",
             f"{report.metrics['terms'] / report.seconds:,.0f} tokens/s",
         ]
         self.out.print("  ".join(parts), soft_wrap=True)
         self.bar.update(self.task, description=f"round {report.round + 1}")
 
 
-def bytes_of(size: float) -> str:
-    """A number of bytes as people say it."""
-    for unit in ("B", "kB", "MB", "GB"):
-        if size < 1000:
-            return f"{size:.3g} {unit}" if unit != "B" else f"{size:.0f} B"
-        size /= 1000
-    return f"{size:,.3g} TB"
-
-
-def saved_uplink(run: Run) -> float | None:
-    """The share of full-model FedAvg's uplink that the run did not send."""
-    up = sum(line["up"] for line in run.journal)
-    full = sum(len(line["clients"]) - len(line["failures"]) for line in run.journal) * run.facts.get("full_bytes", 0)
-    return 1 - up / full if full else None
-
-
-def gains_of(run: Run, adapter: str) -> Gains | None:
+def gains_of(scores: Mapping[str, Mapping[str, Score]], adapter: str) -> Gains | None:
     """What an adapter gained over the bare backbone, client by client."""
-    scores = {name: found for name, found in run.scores.items() if adapter in found}
-    if not scores:
+    known = {name: found for name, found in scores.items() if adapter in found}
+    if not known:
         return None
-    return gains({n: s["backbone"] for n, s in scores.items()}, {n: s[adapter] for n, s in scores.items()})
+    return gains({n: s["backbone"] for n, s in known.items()}, {n: s[adapter] for n, s in known.items()})
 
 
 HEADS = ("adapter", "perplexity", "per word", "bits/byte", "fall", "worst 10%", "gained")
@@ -117,18 +102,14 @@ HEADS = ("adapter", "perplexity", "per word", "bits/byte", "fall", "worst 10%", 
 
 def outcome_table(run: Run) -> Table:
     """Backbone, shared and personal adapters on the clients' held-out text."""
-    table = Table(
-        box=SIMPLE_HEAD,
-        pad_edge=False,
-        title=f"{run.folder.name}: held-out text of {len(run.scores)} clients"
-        + ("" if run.finished else " (not finished)"),
-    )
+    found, scores = digest.read(run), run.scores
+    title = f"{run.folder.name}: held-out text of {len(scores)} clients"
+    table = Table(box=SIMPLE_HEAD, pad_edge=False, title=title)
     for head in HEADS:
         table.add_column(head, justify="left" if head == "adapter" else "right", no_wrap=True)
-    adapters = dict.fromkeys(name for found in run.scores.values() for name in found)
-    for adapter in adapters:
-        score = total(found[adapter] for found in run.scores.values() if adapter in found)
-        gain = gains_of(run, adapter)
+    for adapter in dict.fromkeys(name for own in scores.values() for name in own):
+        score = total(own[adapter] for own in scores.values() if adapter in own)
+        gain = gains_of(scores, adapter)
         falls = ("", "", "")
         if gain and adapter != "backbone":
             falls = (f"{gain.mean:.1%}", f"{gain.worst_decile:.1%}", f"{gain.gained} of {gain.clients}")
@@ -139,11 +120,8 @@ def outcome_table(run: Run) -> Table:
             f"{score.bits_per_byte:.3f}",
             *falls,
         )
-    saved = saved_uplink(run)
-    up = sum(line["up"] for line in run.journal)
-    table.caption = f"{len(run.journal)} rounds, {bytes_of(up)} up" + (
-        f", {saving(saved)} less than full-model FedAvg" if saved else ""
-    )
+    less = f", {saving(found.saved)} less than full-model FedAvg" if found.saved else ""
+    table.caption = f"{len(found.journal)} rounds, {size(found.sum('up'))} up{less}"
     return table
 
 
@@ -153,8 +131,9 @@ def runs_table(runs: Sequence[Run]) -> Table:
     for head in ("run", "rounds", "clients", "backbone", "global", "personal", "mean fall"):
         table.add_column(head, justify="left" if head == "run" else "right", no_wrap=True)
     for run in runs:
-        pooled = [_pooled(run, adapter) for adapter in ("backbone", "global", "personal")]
-        gain = gains_of(run, "personal")
+        scores = run.scores
+        pooled = [_pooled(scores, adapter) for adapter in ("backbone", "global", "personal")]
+        gain = gains_of(scores, "personal")
         rounds, clients = f"{len(run.journal)}/{run.plan.rounds}", str(run.facts.get("clients", ""))
         table.add_row(run.folder.name, rounds, clients, *pooled, f"{gain.mean:.1%}" if gain else "")
     return table
@@ -168,6 +147,6 @@ def standing(run: Run) -> str:
     return f"{run.folder}: {len(lines)} of {rounds} rounds{said}; go on with `fedgen resume {run.folder}`"
 
 
-def _pooled(run: Run, adapter: str) -> str:
-    scores = [found[adapter] for found in run.scores.values() if adapter in found]
-    return f"{total(scores).per_term:.2f}" if scores else ""
+def _pooled(scores: Mapping[str, Mapping[str, Score]], adapter: str) -> str:
+    known = [own[adapter] for own in scores.values() if adapter in own]
+    return f"{total(known).per_term:.2f}" if known else ""
