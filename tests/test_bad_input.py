@@ -149,7 +149,7 @@ def test_no_clients(plan: Plan, tmp_path: Path) -> None:
     assert refused(plan, tmp_path, kind=PlanError) == line
     del plan["partition"]
     line = refused(plan, tmp_path, "deal.least=100000", "deal.small=drop", kind=DataError)
-    assert line == "data: wanted at least one client with enough text, came 6, all too small"
+    assert line == "data: wanted at least one client with enough data, came 6, all too small"
 
 
 def test_more_clients_than_documents(plan: Plan, tmp_path: Path) -> None:

@@ -30,13 +30,17 @@ class Range:
 
 @dataclass(frozen=True)
 class Document:
-    """One piece of raw text with its holder; `prompt` is read but not learnt, `part` is train, valid, test or none."""
+    """One text or picture with its holder; `prompt` is read but not learnt, `part` is train, valid, test or none.
+
+    A `picture` is bytes as [channels, height, width], one channel for grey and three for red, green and blue.
+    """
 
     owner: str
     text: str
     prompt: str = ""
     label: str = ""
     part: str = ""
+    picture: Tensor | None = field(default=None, compare=False, repr=False)
 
 
 @dataclass(frozen=True)

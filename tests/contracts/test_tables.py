@@ -220,7 +220,7 @@ def test_nothing_cannot_be_shared_out(kind: str) -> None:
         partition(kind).share([], torch.Generator().manual_seed(0))
 
 
-@pytest.mark.parametrize("kind", [kind for kind in SOURCES if kind not in ("stdlib", "hub")])
+@pytest.mark.parametrize("kind", [kind for kind in SOURCES if kind not in ("stdlib", "hub", "digits", "glyphs")])
 def test_a_source_that_is_not_there_is_one_clear_line(kind: str, tmp_path: Path) -> None:
     part, nowhere = SOURCES[kind], str(tmp_path / "nowhere")
     needed = [spot.name for spot in dataclasses.fields(part) if spot.default is dataclasses.MISSING]  # type: ignore[arg-type]

@@ -163,5 +163,5 @@ def test_clients_too_small_without_leave_to_drop() -> None:
 
 @pytest.mark.parametrize("shares", [{}, {"eve": [4]}])
 def test_no_client_left(shares: dict[str, list[int]]) -> None:
-    with pytest.raises(DataError, match=f"wanted at least one client with enough text, came {len(shares)}"):
+    with pytest.raises(DataError, match=f"wanted at least one client with enough data, came {len(shares)}"):
         clients(DOCUMENTS, shares, encode, Deal(small="drop"), lambda name: draw())

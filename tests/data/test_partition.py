@@ -3,11 +3,12 @@
 import time
 from collections import Counter
 from collections.abc import Callable
+from dataclasses import replace
 
 import pytest
 import torch
 
-from fedgen.data import PARTITIONS, ByField, Contiguous, Dirichlet, Even, Partition
+from fedgen.data import PARTITIONS, ByField, Classes, Contiguous, Dirichlet, Even, Partition
 from fedgen.errors import DataError
 from fedgen.records import Document
 
@@ -23,8 +24,10 @@ MADE: dict[str, Partition] = {
     "contiguous": Contiguous(7),
     "labels": Dirichlet(7, alpha=0.3),
     "topics": Dirichlet(7, alpha=0.3, topics=3),
+    "classes": Classes(7, each=2),
 }
-NUMBERED: list[Callable[[int], Partition]] = [Even, Contiguous, Dirichlet]
+PARTS = {"train": "xyz", "test": "xy"}
+NUMBERED: list[Callable[[int], Partition]] = [Even, Contiguous, Dirichlet, Classes]
 
 
 def draw(seed: int = 0) -> torch.Generator:
@@ -57,12 +60,12 @@ def test_every_document_once_and_again_the_same(part: Partition, parts: tuple[st
     assert (again, list(again)) == (shares, list(shares))
 
 
-@pytest.mark.parametrize("name", ["even", "labels", "topics"])
+@pytest.mark.parametrize("name", ["even", "labels", "topics", "classes"])
 def test_another_generator_shares_otherwise(name: str) -> None:
     assert MADE[name].share(corpus(), draw(0)) != MADE[name].share(corpus(), draw(1))
 
 
-@pytest.mark.parametrize("name", ["even", "contiguous", "labels", "topics"])
+@pytest.mark.parametrize("name", ["even", "contiguous", "labels", "topics", "classes"])
 def test_every_client_holds_some_of_each_part(name: str) -> None:
     documents = corpus(parts=("train", "train", "valid", "test"))
     for own in MADE[name].share(documents, draw()).values():
@@ -136,6 +139,64 @@ def test_topics_find_the_labels_that_nobody_wrote_down() -> None:
     assert skew(shares, documents) > 0.8
 
 
+def ten_classes(parts: tuple[str, ...] = ("",)) -> list[Document]:
+    return [Document("", "", label=str(i % 10), part=part) for part in parts for i in range(1000)]
+
+
+@pytest.mark.parametrize("each", [1, 2, 3, 10])
+def test_classes_hold_so_many_labels_and_the_same_in_every_part(each: int) -> None:
+    documents = ten_classes(("train", "valid", "test"))
+    for own in Classes(12, each).share(documents, draw()).values():
+        held = {
+            part: {documents[i].label for i in own if documents[i].part == part} for part in ("train", "valid", "test")
+        }
+        assert len(held["train"]) == each
+        assert held["train"] == held["valid"] == held["test"]
+
+
+@pytest.mark.parametrize(("clients", "each"), [(10, 1), (12, 2), (7, 3), (33, 4)])
+def test_classes_share_labels_and_documents_in_balance(clients: int, each: int) -> None:
+    documents = ten_classes()
+    held = [
+        Counter(documents[i].label for i in own) for own in Classes(clients, each).share(documents, draw()).values()
+    ]
+    for label in map(str, range(10)):
+        counts = [own[label] for own in held if own[label]]
+        assert len(counts) in (clients * each // 10, -(-clients * each // 10))
+        assert max(counts) - min(counts) <= 1
+
+
+def test_classes_pair_labels_otherwise_with_another_generator() -> None:
+    documents = ten_classes()
+
+    def pairs(seed: int) -> set[frozenset[str]]:
+        shares = Classes(20, each=2).share(documents, draw(seed))
+        return {frozenset(documents[i].label for i in own) for own in shares.values()}
+
+    assert len(pairs(0)) > 10  # not the same few pairs over and over
+    assert pairs(0) != pairs(1)
+
+
+@pytest.mark.parametrize(("clients", "each", "wish"), [(4, 2, "2 to 8"), (20, 11, "11 to 220")])
+def test_classes_that_leave_labels_over_or_ask_for_too_many(clients: int, each: int, wish: str) -> None:
+    with pytest.raises(DataError, match=f"wanted {wish} labels for {clients} clients with {each} each, came 10"):
+        Classes(clients, each).share(ten_classes(), draw())
+
+
+def test_classes_with_a_label_too_rare_for_its_holders() -> None:
+    documents = [Document("", "", label=label, part=part) for part in ("test", "train") for label in "xxxxyyyyzz"]
+    with pytest.raises(DataError, match=r"each of the [34] clients that hold label 'z', came 2 test documents"):
+        Classes(5, each=2).share(documents, draw())
+    with pytest.raises(DataError, match=r"each of the [34] clients that hold label 'z', came 2 documents"):
+        Classes(5, each=2).share([replace(document, part="") for document in documents[:10]], draw())
+
+
+def test_classes_with_a_label_that_a_part_is_without() -> None:
+    documents = [Document("", "", label=label, part=part) for part, labels in PARTS.items() for label in labels * 3]
+    with pytest.raises(DataError, match=r"each of the 2 clients that hold label 'z', came 0 test documents"):
+        Classes(3, each=2).share(documents, draw())
+
+
 @pytest.mark.parametrize("kind", NUMBERED)
 @pytest.mark.parametrize("clients", [0, -1, 6])
 def test_no_clients_or_more_than_documents(kind: Callable[[int], Partition], clients: int) -> None:
@@ -149,13 +210,13 @@ def test_more_clients_than_documents_of_a_part(kind: Callable[[int], Partition])
         kind(4).share(corpus(12, ("train", "train", "test", "valid")), draw())
 
 
-@pytest.mark.parametrize("part", [ByField(), Even(1), Contiguous(1), Dirichlet(1)])
+@pytest.mark.parametrize("part", [ByField(), Even(1), Contiguous(1), Dirichlet(1), Classes(1)])
 def test_no_documents(part: Partition) -> None:
     with pytest.raises(DataError, match=r"0|no documents"):
         part.share([], draw())
 
 
-@pytest.mark.parametrize("part", [ByField("label"), Dirichlet(2)])
+@pytest.mark.parametrize("part", [ByField("label"), Dirichlet(2), Classes(2)])
 def test_missing_label(part: Partition) -> None:
     with pytest.raises(DataError, match="document 1 of 2 has no label"):
         part.share([Document("a", "x", label="l"), Document("a", "y")], draw())
@@ -177,7 +238,8 @@ def test_more_topics_than_documents() -> None:
 
 
 def test_table_names_every_partition() -> None:
-    assert dict(PARTITIONS) == {"field": ByField, "even": Even, "contiguous": Contiguous, "dirichlet": Dirichlet}
+    kinds = {"field": ByField, "even": Even, "contiguous": Contiguous, "dirichlet": Dirichlet, "classes": Classes}
+    assert dict(PARTITIONS) == kinds
 
 
 @pytest.mark.parametrize("part", [ByField(), Even(100_000), Contiguous(100_000)])

@@ -1,14 +1,17 @@
 """Sources: what each reads, in which order, and the one line it says about bad input."""
 
+import io
 import json
 import os
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from fedgen.data import SOURCES, Folder, Hub, Jsonl, PennTreebank, Stdlib
+from fedgen.data import SOURCES, Cifar, Digits, Folder, Hub, ImageFolder, Jsonl, Npz, PennTreebank, Stdlib
+from fedgen.data.glyphs import Glyphs
 from fedgen.data.stdlib import FEDERATED
 from fedgen.errors import DataError
 from fedgen.records import Document
@@ -33,7 +36,9 @@ def treebank(root: Path, **parts: str) -> str:
 
 
 def test_table_names_every_source() -> None:
-    assert dict(SOURCES) == {"stdlib": Stdlib, "folder": Folder, "jsonl": Jsonl, "ptb": PennTreebank, "hub": Hub}
+    texts = {"stdlib": Stdlib, "folder": Folder, "jsonl": Jsonl, "ptb": PennTreebank, "hub": Hub}
+    pictures = {"glyphs": Glyphs, "imagefolder": ImageFolder, "cifar10": Cifar, "npz": Npz, "digits": Digits}
+    assert dict(SOURCES) == texts | pictures
 
 
 # --- the embedded corpus
@@ -276,6 +281,67 @@ def test_hub_without_the_extra(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "datasets", None)
     with pytest.raises(DataError, match=r"pip install fedgen-edge\[data\]"):
         Hub("some/set").read()
+
+
+def pictured(datasets: Any, folder: Path, **columns: list[Any]) -> Hub:
+    """A saved set of two pictures, one wide and one high, with more columns."""
+    image = pytest.importorskip("PIL.Image", reason="the extra 'images' is not installed")
+    images = [image.new("RGB", (6, 4), "red"), image.new("L", (4, 6), 90)]
+    table = datasets.Dataset.from_dict({"image": images, **columns}).cast_column("image", datasets.Image())
+    table.save_to_disk(folder)
+    return Hub(str(folder), picture="image", size=4)
+
+
+def test_hub_reads_pictures_with_captions(datasets: Any, tmp_path: Path) -> None:
+    hub = pictured(datasets, tmp_path / "set", text=["a red one", "a grey one"], digit=[3, 4], user=["ann", "bob"])
+    documents = replace(hub, owner="user", label="digit").read()
+    assert documents == [Document("ann", "", "a red one", "3"), Document("bob", "", "a grey one", "4")]
+    red, grey = (document.picture for document in documents)
+    assert red is not None
+    assert grey is not None
+    assert red.tolist() == [[[value] * 4] * 4 for value in (255, 0, 0)]
+    assert grey.tolist() == [[[90] * 4] * 4] * 3
+    named = replace(hub, mode="grey", text="user").read()
+    assert [document.prompt for document in named] == ["ann", "bob"]
+    assert [d.picture.shape for d in named if d.picture is not None] == [(1, 4, 4)] * 2
+
+
+def test_hub_pictures_need_no_caption_but_one_that_is_named(datasets: Any, tmp_path: Path) -> None:
+    hub = pictured(datasets, tmp_path / "set", caption=["one", "two"])
+    assert [document.prompt for document in hub.read()] == ["", ""]
+    assert [document.prompt for document in replace(hub, text="").read()] == ["", ""]
+    assert [document.prompt for document in replace(hub, text="caption").read()] == ["one", "two"]
+    with pytest.raises(DataError, match="wanted the field 'titel', came the fields caption, image"):
+        replace(hub, text="titel").read()
+
+
+def test_hub_pictures_of_two_sizes(datasets: Any, tmp_path: Path) -> None:
+    hub = replace(pictured(datasets, tmp_path / "set"), size=0)
+    with pytest.raises(DataError, match=r"wanted one size, came 6 x 4 in .*row 0 and 4 x 6 in .*row 1; say a size"):
+        hub.read()
+
+
+def test_hub_picture_that_is_none(datasets: Any, table: Any, tmp_path: Path) -> None:
+    table.save_to_disk(tmp_path / "set")
+    with pytest.raises(DataError, match="row 0: wanted a whole picture, came TypeError: 'score' is of type float"):
+        Hub(str(tmp_path / "set"), picture="score").read()
+
+
+def test_hub_picture_that_is_cut_short(datasets: Any, tmp_path: Path) -> None:
+    whole = io.BytesIO()
+    pytest.importorskip("PIL.Image", reason="the extra 'images' is not installed").new("RGB", (64, 64), "red").save(
+        whole, "png"
+    )
+    images = [{"bytes": whole.getvalue()[:size], "path": None} for size in (None, 60)]
+    features = datasets.Features({"image": datasets.Image()})
+    datasets.Dataset.from_dict({"image": images}, features=features).save_to_disk(tmp_path / "set")
+    with pytest.raises(DataError, match="row 1: wanted a whole picture, came"):
+        Hub(str(tmp_path / "set"), picture="image").read()
+
+
+def test_hub_picture_with_two_names_for_its_caption() -> None:
+    with pytest.raises(DataError, match="a caption is named by text, came prompt = 'title'; use text"):
+        Hub("some/set", picture="image", prompt="title")
 
 
 def test_the_standard_library_can_be_narrowed_to_named_modules() -> None:

@@ -7,6 +7,7 @@ from typing import Annotated, Literal
 import torch
 from torch import Tensor
 
+from fedgen.data.disk import on_disk, size
 from fedgen.errors import DataError
 from fedgen.records import Client, Document, Range, Rows
 
@@ -37,6 +38,7 @@ class Deal:
     """How a client's rows become three parts: shares of validation and test, at random or held out from the tail.
 
     A client needs `least` rows to train on and one each to validate and test; a `small` one is an error or left out.
+    Up to `memory` megabytes of all clients' rows are kept in memory; more goes to temporary files.
     """
 
     valid: Annotated[float, Range(0, 1)] = 0.1
@@ -44,6 +46,7 @@ class Deal:
     order: Literal["random", "tail"] = "random"
     least: Annotated[int, Range(1)] = 1
     small: Literal["error", "drop"] = "error"
+    memory: Annotated[int, Range(0)] = 1024
 
     def __post_init__(self) -> None:
         if not self.valid + self.test < 1:
@@ -62,7 +65,7 @@ class Deal:
         if self.small == "drop":
             return None
         came = f"{count(train)} to train, {count(valid)} to validate, {count(test)} to test"
-        remedy = "give it more text, share among fewer clients, or leave small ones out (deal.small = 'drop')"
+        remedy = "give it more data, share among fewer clients, or leave small ones out (deal.small = 'drop')"
         raise DataError(f"client '{name}': wanted at least {self.least}, 1 and 1 rows, came {came}; {remedy}")
 
     def _split(self, rows: Rows, draw: torch.Generator) -> list[Rows]:
@@ -88,15 +91,20 @@ def clients(
     """The clients by name, and the names of those dropped as too small; `encode` is called once a client and part."""
     kept: dict[str, Client] = {}
     dropped: list[str] = []
+    room = deal.memory * 2**20
     for name in sorted(shares):
         parts = {part: encode(own) for part, own in _by_part(documents, shares[name]).items()}
         client = deal.deal(name, parts, draw_of(name))
         if client is None:
             dropped.append(name)
+            continue
+        if size(client) <= room:
+            room -= size(client)
         else:
-            kept[name] = client
+            client = on_disk(client)
+        kept[name] = client
     if not kept:
-        raise DataError(f"data: wanted at least one client with enough text, came {len(dropped)}, all too small")
+        raise DataError(f"data: wanted at least one client with enough data, came {len(dropped)}, all too small")
     return kept, tuple(dropped)
 
 

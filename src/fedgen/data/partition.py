@@ -4,7 +4,7 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from heapq import heapify, heapreplace
 from itertools import pairwise
-from typing import Annotated, Literal, Protocol
+from typing import Annotated, Literal, Protocol, TypeVar
 
 import numpy as np
 import torch
@@ -14,6 +14,7 @@ from fedgen.records import Document, Range
 
 WORDS = 4096  # the commonest words that topics are told apart by
 RESTARTS = 4  # how often k-means starts anew
+Item = TypeVar("Item")
 
 
 class Partition(Protocol):
@@ -89,6 +90,49 @@ class Dirichlet:
         return _share(documents, self.clients, cut)
 
 
+@dataclass(frozen=True)
+class Classes:
+    """So many clients that each hold `each` labels alone, the harshest skew; every label has about as many holders.
+
+    A client holds the same labels in every part, and the holders of a label share its documents evenly.
+    """
+
+    clients: Annotated[int, Range(1)]
+    each: Annotated[int, Range(1)] = 2
+
+    def share(self, documents: Sequence[Document], draw: torch.Generator) -> dict[str, list[int]]:
+        """Labels go to clients at random; each label of each part is shuffled, then cut."""
+        _check(self.clients, len(documents), "")
+        labels = _values(documents, "label", "name the field that holds the label")
+        holders = self._holders(sorted(set(labels)), draw)
+
+        def cut(indices: list[int]) -> list[list[int]]:
+            held: list[list[int]] = [[] for _ in range(self.clients)]
+            groups = _group(indices, labels)
+            for label, holding in holders.items():
+                own = groups.get(label, [])
+                if len(own) < len(holding):
+                    wish = f"a document for each of the {len(holding)} clients that hold label '{label}'"
+                    came = f"{len(own)} {documents[indices[0]].part}".rstrip()
+                    raise DataError(f"Classes: wanted {wish}, came {came} documents; share among fewer clients")
+                for client, run in zip(holding, _runs(_shuffle(own, draw), len(holding)), strict=True):
+                    held[client] += run
+            return held
+
+        return _share(documents, self.clients, cut)
+
+    def _holders(self, labels: list[str], draw: torch.Generator) -> dict[str, list[int]]:
+        """Clients choose in turn among the labels with fewest holders, so in the end these differ by at most one."""
+        if not self.each <= len(labels) <= self.clients * self.each:
+            wish = f"{self.each} to {self.clients * self.each} labels for {self.clients} clients with {self.each} each"
+            raise DataError(f"Classes: wanted {wish}, came {len(labels)}; change clients or each")
+        holders: dict[str, list[int]] = {label: [] for label in labels}
+        for client in range(self.clients):
+            for label in sorted(_shuffle(labels, draw), key=lambda label: len(holders[label]))[: self.each]:
+                holders[label].append(client)
+        return holders
+
+
 def _share(
     documents: Sequence[Document], clients: int, cut: Callable[[list[int]], list[list[int]]]
 ) -> dict[str, list[int]]:
@@ -130,7 +174,7 @@ def _runs(items: list[int], clients: int) -> list[list[int]]:
     return [items[start:end] for start, end in pairwise(bounds)]
 
 
-def _shuffle(items: list[int], draw: torch.Generator) -> list[int]:
+def _shuffle(items: list[Item], draw: torch.Generator) -> list[Item]:
     return [items[index] for index in torch.randperm(len(items), generator=draw).tolist()]
 
 
@@ -181,4 +225,5 @@ PARTITIONS: dict[str, type[Partition]] = {
     "even": Even,
     "contiguous": Contiguous,
     "dirichlet": Dirichlet,
+    "classes": Classes,
 }

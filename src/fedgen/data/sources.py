@@ -1,16 +1,19 @@
 """Where documents come from: the embedded corpus, files on disk, and Hugging Face data sets, behind one verb."""
 
-import json
 import sys
 from collections import Counter
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from importlib import import_module
 from pathlib import Path
 from types import ModuleType
 from typing import Annotated, Any, Protocol
 
-from fedgen.data import stdlib
+from fedgen.data import files, stdlib
+from fedgen.data.arrays import Cifar, Digits, Npz
+from fedgen.data.glyphs import Glyphs
+from fedgen.data.pictures import ImageFolder
+from fedgen.data.pixels import Mode, pillow, pixels, same_size
 from fedgen.errors import DataError
 from fedgen.records import Document, Range
 
@@ -61,8 +64,9 @@ class Folder:
 
     def read(self) -> list[Document]:
         """One document a file; hidden files and files of nothing but space are passed over."""
-        root = _folder(self.path)
-        documents = [Document(owner, text) for owner, file in _owned(root) if (text := _text(file)).strip()]
+        root = files.folder(self.path, "text")
+        found = ((_owner(file.relative_to(root)), files.text(file)) for file in files.visible(root))
+        documents = [Document(owner, text) for owner, text in found if text.strip()]
         if not documents:
             raise DataError(
                 f"{root}: wanted at least one text file, came none; put a file or sub-folder there per owner"
@@ -83,20 +87,10 @@ class Jsonl:
     def read(self) -> list[Document]:
         """One document a line; blank lines are passed over."""
         path = Path(self.path).expanduser()
-        documents = [self._document(path, number, line) for number, line in _lines(path) if line.strip()]
+        documents = [_document(record, self, self.answer, where) for where, record in files.records(path)]
         if not documents:
             raise DataError(f"{path}: wanted a JSON object a line, came an empty file")
         return documents
-
-    def _document(self, path: Path, number: int, line: str) -> Document:
-        where = f"{path}, line {number}"
-        try:
-            record = json.loads(line)
-        except (ValueError, RecursionError) as error:
-            raise DataError(f"{where}: wanted one whole JSON object, came a broken line ({error}); mend it") from error
-        if not isinstance(record, dict):
-            raise DataError(f"{where}: wanted a JSON object with fields, came {type(record).__name__}")
-        return _document(record, self, self.answer, where)
 
 
 @dataclass(frozen=True)
@@ -108,11 +102,11 @@ class PennTreebank:
 
     def read(self) -> list[Document]:
         """Documents of all three parts; `<eos>` stands where a line broke, as perplexities of this text are counted."""
-        root = _folder(self.path)
+        root = files.folder(self.path, "text")
         return [document for part in ("train", "valid", "test") for document in self._part(root, part)]
 
     def _part(self, root: Path, part: str) -> Iterator[Document]:
-        lines = [" ".join([*line.split(), "<eos>"]) for _, line in _lines(root / f"ptb.{part}.txt")]
+        lines = [" ".join([*line.split(), "<eos>"]) for _, line in files.lines(root / f"ptb.{part}.txt")]
         if not lines:
             raise DataError(f"{root / f'ptb.{part}.txt'}: wanted lines of text, came an empty file")
         for start in range(0, len(lines), self.block):
@@ -121,7 +115,11 @@ class PennTreebank:
 
 @dataclass(frozen=True)
 class Hub:
-    """What Hugging Face's `datasets` loads: a set's name, a local folder of files, or one made by `save_to_disk`."""
+    """What Hugging Face's `datasets` loads: a set's name, a local folder of files, or one made by `save_to_disk`.
+
+    With a `picture` column the documents are pictures, scaled and cropped to `size` (0: left as they are), and the
+    `text` column is their caption; a set without a column of that default name has none.
+    """
 
     name: str
     split: str = "train"
@@ -129,75 +127,50 @@ class Hub:
     prompt: str = ""
     owner: str = ""
     label: str = ""
+    picture: str = ""
+    size: Annotated[int, Range(0)] = 0
+    mode: Mode = "RGB"
+
+    def __post_init__(self) -> None:
+        if self.picture and self.prompt:
+            raise DataError(f"picture and prompt: a caption is named by text, came prompt = '{self.prompt}'; use text")
 
     def read(self) -> list[Document]:
         """One document a row; only the columns that are asked for are decoded."""
-        wanted = [field for field in (self.text, self.prompt, self.owner, self.label) if field]
         where = f"data set '{self.name}', split '{self.split}'"
         table = _loaded(_datasets(), self.name, self.split)
+        bare = self.picture and self.text == "text" and "text" not in table.column_names
+        names = replace(self, text="") if bare else self
+        wanted = [field for field in (names.picture, names.text, self.prompt, self.owner, self.label) if field]
         for field in wanted:
-            _present(table.column_names, field, where)
+            files.present(table.column_names, field, where)
         rows = table.select_columns(sorted(set(wanted)))
+        if self.picture:
+            return same_size(names._pictured(rows, number, f"{where}, row {number}") for number in range(len(rows)))
         return [_document(row, self, self.text, f"{where}, row {number}") for number, row in enumerate(rows)]
 
-
-def _folder(path: str) -> Path:
-    root = Path(path).expanduser()
-    if not root.is_dir():
-        came = "a file" if root.exists() else "nothing"
-        raise DataError(f"{root}: wanted a folder of text, came {came}; give the path of a folder that exists")
-    return root
-
-
-def _owned(root: Path) -> Iterator[tuple[str, Path]]:
-    for entry in sorted(root.iterdir()):
-        files = sorted(entry.rglob("*")) if entry.is_dir() else [entry]
-        for file in files:
-            hidden = any(name.startswith(".") for name in file.relative_to(root).parts)
-            if file.is_file() and not hidden:
-                yield entry.name if entry.is_dir() else entry.stem, file
+    def _pictured(self, rows: Any, number: int, where: str) -> tuple[str, Document]:
+        image = pillow()
+        with files.reading(where, "a whole picture"):
+            row = rows[number]
+            if not isinstance(row[self.picture], image.Image):
+                raise TypeError(f"'{self.picture}' is of type {type(row[self.picture]).__name__}")
+            picture = pixels(row[self.picture], self.size, self.mode)
+        caption, owner, label = (_value(row, field, where) for field in (self.text, self.owner, self.label))
+        return where, Document(owner, "", caption, label, picture=picture)
 
 
-def _text(path: Path) -> str:
-    try:
-        return path.read_bytes().decode().removeprefix("\ufeff").replace("\r\n", "\n")
-    except UnicodeDecodeError as error:
-        came = f"byte 0x{error.object[error.start]:02x} at position {error.start}"
-        raise DataError(f"{path}: wanted UTF-8 text, came {came}; save it as UTF-8 or take it away") from error
-    except OSError as error:
-        raise DataError(f"{path}: wanted a file that can be read, came '{error.strerror}'") from error
-
-
-def _lines(path: Path) -> Iterator[tuple[int, str]]:
-    """Numbered lines, broken at newlines alone: `splitlines` would also break at marks that JSON allows in a string."""
-    lines = _text(path).split("\n")
-    yield from enumerate(lines if lines[-1] else lines[:-1], 1)
+def _owner(name: Path) -> str:
+    return name.parts[0] if len(name.parts) > 1 else name.stem
 
 
 def _document(record: Mapping[str, object], names: Jsonl | Hub, text: str, where: str) -> Document:
-    owner, prompt, label = (
-        _field(record, field, where) if field else "" for field in (names.owner, names.prompt, names.label)
-    )
-    return Document(owner, _field(record, text, where), prompt=prompt, label=label)
+    owner, prompt, label = (_value(record, field, where) for field in (names.owner, names.prompt, names.label))
+    return Document(owner, files.value(record, text, where), prompt=prompt, label=label)
 
 
-def _present(fields: list[str], field: str, where: str) -> None:
-    if field not in fields:
-        found = ", ".join(sorted(fields)) or "none"
-        raise DataError(f"{where}: wanted the field '{field}', came the fields {found}; name one of those")
-
-
-def _field(record: Mapping[str, object], field: str, where: str) -> str:
-    _present(list(record), field, where)
-    value = record[field]
-    if isinstance(value, bool) or not isinstance(value, str | int):
-        raise DataError(f"{where}: '{field}' wanted text or a whole number, came {type(value).__name__}")
-    text = str(value)
-    try:
-        text.encode()
-    except UnicodeEncodeError as error:  # JSON can spell half a character; a tokenizer would only say "type error"
-        raise DataError(f"{where}: '{field}' has half a character at position {error.start}; write it whole") from error
-    return text
+def _value(record: Mapping[str, object], field: str, where: str) -> str:
+    return files.value(record, field, where) if field else ""
 
 
 def _datasets() -> ModuleType:
@@ -212,20 +185,14 @@ def _loaded(datasets: ModuleType, name: str, split: str) -> Any:
     where = f"data set '{name}', split '{split}'"
     local = Path(name).expanduser()
     saved = (local / "state.json").is_file() or (local / "dataset_dict.json").is_file()
-    try:
+    with files.reading(where, "a data set"):
         if not saved:
             return datasets.load_dataset(str(local) if local.exists() else name, split=split)
         found = datasets.load_from_disk(str(local))
-    except Exception as error:  # the library raises a dozen unrelated kinds for what is one thing to a user
-        raise DataError(f"{where}: wanted a data set, came {type(error).__name__}: {_first(error)}") from error
     splits = found if isinstance(found, datasets.DatasetDict) else {str(found.split or split): found}
     if split not in splits:
         raise DataError(f"{where}: wanted that split, came {', '.join(sorted(splits))}; name one of those")
     return splits[split]
-
-
-def _first(error: Exception) -> str:
-    return (str(error).splitlines() or ["no reason given"])[0]
 
 
 SOURCES: dict[str, type[Source]] = {
@@ -234,4 +201,9 @@ SOURCES: dict[str, type[Source]] = {
     "jsonl": Jsonl,
     "ptb": PennTreebank,
     "hub": Hub,
+    "glyphs": Glyphs,
+    "imagefolder": ImageFolder,
+    "cifar10": Cifar,
+    "npz": Npz,
+    "digits": Digits,
 }
