@@ -1,19 +1,23 @@
-"""One tiny federation for the whole suite: a backbone, six clients' text, a plan, and the run that came of it."""
+"""One tiny federation for the whole suite: a backbone, six clients' text, a plan, and the run that came of it.
+
+And for pictures a tiny diffusers folder of every kind.
+"""
 
 import copy
+import json
 import random
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
-from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
+from transformers import CLIPTextConfig, CLIPTextModel, LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
 import fedgen
 from fedgen import Bank, Run
-from fedgen.backbones import LanguageBackbone
+from fedgen.backbones import Diffusion, DiffusionBackbone, LanguageBackbone
 
 torch.set_num_threads(1)  # tensors this small gain nothing from a second, and on a busy machine wait for it
 
@@ -111,3 +115,106 @@ def bank(backbone: LanguageBackbone) -> Iterator[Bank]:
     """An empty bank of rank 2 on the module's own `backbone`."""
     with Bank(backbone.network, backbone.targets, 2) as bank:
         yield bank
+
+
+# ---- pictures
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """What diffusers 0.42 does with NumPy 2.4 in its solvers is no fault of ours."""
+    config.addinivalue_line("filterwarnings", "ignore:__array__ implementation doesn't accept:DeprecationWarning")
+
+
+TOKENS, WIDTH = 16, 32
+
+
+def prompt_tokenizer() -> PreTrainedTokenizerFast:
+    """The tiny tokenizer as a text encoder wants it: a mark at both ends, and so many tokens at most."""
+    tokenizer = tiny_tokenizer().backend_tokenizer
+    marks = [(END, tokenizer.token_to_id(END))]
+    tokenizer.post_processor = processors.TemplateProcessing(single=f"{END} $A {END}", special_tokens=marks)
+    return PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer, bos_token=END, eos_token=END, pad_token=END, model_max_length=TOKENS
+    )
+
+
+def text_encoder() -> CLIPTextModel:
+    return CLIPTextModel(
+        CLIPTextConfig(
+            vocab_size=300, hidden_size=WIDTH, intermediate_size=32, num_hidden_layers=1, num_attention_heads=2,
+            max_position_embeddings=TOKENS, bos_token_id=0, eos_token_id=0, pad_token_id=0,
+        )
+    )  # fmt: skip
+
+
+def pipeline_parts() -> dict[str, tuple[str, dict[str, Any]]]:
+    """By kind, the pipeline's class and the parts it is made of."""
+    diffusers = pytest.importorskip("diffusers")
+    levels = {"block_out_channels": (8, 16), "layers_per_block": 1, "norm_num_groups": 4}
+    unet = {"sample_size": 8, "attention_head_dim": 4} | levels
+    bare = {"down_block_types": ("DownBlock2D", "AttnDownBlock2D"), "up_block_types": ("AttnUpBlock2D", "UpBlock2D")}
+    crossed = {
+        "down_block_types": ("DownBlock2D", "CrossAttnDownBlock2D"),
+        "up_block_types": ("CrossAttnUpBlock2D", "UpBlock2D"),
+    }
+    flat = {"num_attention_heads": 2, "attention_head_dim": 8, "num_layers": 2, "sample_size": 8, "patch_size": 2}
+    vae = diffusers.AutoencoderKL(
+        block_out_channels=(8, 8), down_block_types=("DownEncoderBlock2D",) * 2,
+        up_block_types=("UpDecoderBlock2D",) * 2, norm_num_groups=4, latent_channels=4, sample_size=16,
+    )  # fmt: skip
+    prompts = {"tokenizer": prompt_tokenizer(), "text_encoder": text_encoder()}
+    painter = diffusers.PixArtTransformer2DModel(
+        in_channels=1, out_channels=1, cross_attention_dim=16, caption_channels=WIDTH, **flat
+    )
+    pixart = {"transformer": painter, "vae": None} | prompts
+    return {
+        "ddpm": ("DDPMPipeline", {
+            "unet": diffusers.UNet2DModel(in_channels=3, out_channels=3, **unet, **bare),
+            "scheduler": diffusers.DDPMScheduler(),
+        }),
+        "classes": ("DDPMPipeline", {
+            "unet": diffusers.UNet2DModel(in_channels=1, out_channels=1, num_class_embeds=10, **unet, **bare),
+            "scheduler": diffusers.DDIMScheduler(),
+        }),
+        "stable": ("StableDiffusionPipeline", {
+            "unet": diffusers.UNet2DConditionModel(cross_attention_dim=WIDTH, **unet, **crossed), "vae": vae,
+            "scheduler": diffusers.PNDMScheduler(skip_prk_steps=True, steps_offset=1),
+            "safety_checker": None, "feature_extractor": None, **prompts,
+        }),
+        "dit": ("DiTPipeline", {  # which takes for granted that there are 1000 classes
+            "transformer": diffusers.DiTTransformer2DModel(in_channels=4, out_channels=8, **flat),
+            "vae": vae, "scheduler": diffusers.DDIMScheduler(prediction_type="v_prediction"),
+        }),
+        "pixart": ("PixArtAlphaPipeline", pixart | {
+            "scheduler": diffusers.DPMSolverMultistepScheduler(prediction_type="v_prediction"),
+        }),
+        "flow": ("PixArtAlphaPipeline", pixart | {"scheduler": diffusers.FlowMatchEulerDiscreteScheduler(shift=2.0)}),
+    }  # fmt: skip
+
+
+def save_pipeline(folder: Path, name: str, parts: Mapping[str, Any]) -> Path:
+    """A diffusers folder of these parts; that of a `DDPMPipeline` has one level, as early ones have."""
+    index: dict[str, Any] = {"_class_name": name}
+    for part, made in parts.items():
+        library = "transformers" if part in ("tokenizer", "text_encoder") else "diffusers"
+        kind = "PreTrainedTokenizerFast" if part == "tokenizer" else type(made).__name__
+        index[part] = [library, kind] if made is not None else [None, None]
+        if made is not None:
+            made.save_pretrained(folder if name == "DDPMPipeline" else folder / part)
+    (folder / "model_index.json").write_text(json.dumps(index))
+    return folder
+
+
+@pytest.fixture(scope="session")
+def pipelines(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    """A tiny diffusers folder of every kind; they are everyone's: spoil copies."""
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        parts = pipeline_parts()
+    return {kind: save_pipeline(tmp_path_factory.mktemp(kind), *made) for kind, made in parts.items()}
+
+
+@pytest.fixture(scope="session")
+def denoisers(pipelines: dict[str, Path]) -> dict[str, DiffusionBackbone]:
+    """Each of them loaded."""
+    return {kind: Diffusion(str(folder), device="cpu").load() for kind, folder in pipelines.items()}

@@ -6,12 +6,21 @@ from typing import Protocol
 import torch
 from torch import Tensor, nn
 
+from fedgen.backbones.diffusion import Diffusion, DiffusionBackbone
 from fedgen.backbones.language import Language, LanguageBackbone
 from fedgen.records import Document, Rows
 
 
 class Backbone(Protocol):
     """A frozen network that can say how well it knows a row."""
+
+    @property
+    def kind(self) -> str:
+        """What it makes: text, or image."""
+
+    @property
+    def component(self) -> str:
+        """Which part of an image pipeline the network is (unet, transformer); none for text."""
 
     @property
     def name(self) -> str:
@@ -33,11 +42,18 @@ class Backbone(Protocol):
     def length(self) -> int:
         """How many places one row has (tokens, for text)."""
 
+    @property
+    def looks(self) -> int:
+        """How often a held-out row is looked at to measure it: once, or more where chance has a part in its loss."""
+
     def encode(self, documents: Sequence[Document]) -> Rows:
         """Raw documents as rows, ready to be learnt or measured."""
 
     def draw(self, rows: Rows, draw: torch.Generator) -> Rows:
-        """The rows with whatever chance has to add before a loss can be taken (nothing for text, noise for images)."""
+        """The rows with what chance adds before a loss can be taken: nothing for text, noise for images.
+
+        It draws row by row, so that how rows are batched leaves no trace.
+        """
 
     def losses(self, rows: Rows) -> tuple[Tensor, Tensor]:
         """Each row's summed loss, with gradient, and how many terms were summed."""
@@ -46,6 +62,17 @@ class Backbone(Protocol):
         """About how much memory one row's forward and backward pass takes."""
 
 
-__all__ = ["BACKBONES", "Backbone", "Language", "LanguageBackbone"]
+class Model(Protocol):
+    """Which frozen model, and how it is loaded: a part of a plan."""
 
-BACKBONES = {"language": Language}
+    @property
+    def source(self) -> str:
+        """`embedded`, a folder, or `hub:owner/name`."""
+
+    def load(self) -> Backbone:
+        """The frozen model."""
+
+
+__all__ = ["BACKBONES", "Backbone", "Diffusion", "DiffusionBackbone", "Language", "LanguageBackbone", "Model"]
+
+BACKBONES: dict[str, type[Model]] = {"language": Language, "diffusion": Diffusion}

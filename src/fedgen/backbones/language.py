@@ -37,11 +37,11 @@ class Language:
 
     def load(self) -> "LanguageBackbone":
         """The frozen model and its tokenizer."""
-        device = self.device if self.device != "auto" else "cuda" if torch.cuda.is_available() else "cpu"
+        device = device_of(self.device)
         where, local = locate(self.source)
         tokenizer, network = self._read(where, local, device)
         if self.bits == 16:
-            network = _moved(network, device)
+            network = moved(network, device)
         identity = hash_of(Path(where)) if local else str(network.config._commit_hash)
         frozen = network.eval().requires_grad_(False)
         loaded = LanguageBackbone(name_of(self.source), identity, frozen, tokenizer, self.length)
@@ -82,7 +82,13 @@ class Language:
         return tokenizer, network
 
 
-def _moved(network: nn.Module, device: str) -> nn.Module:
+def device_of(name: str) -> str:
+    """A device by its name; `auto` is a GPU where there is one."""
+    return name if name != "auto" else "cuda" if torch.cuda.is_available() else "cpu"
+
+
+def moved(network: nn.Module, device: str) -> nn.Module:
+    """The network on a device, or one clear line."""
     try:
         return network.to(device)
     except (RuntimeError, AssertionError) as error:  # a misspelt one, and one that this torch was built without
@@ -125,6 +131,21 @@ class LanguageBackbone:
     network: nn.Module
     tokenizer: Any
     length: int
+
+    @property
+    def kind(self) -> str:
+        """It writes text."""
+        return "text"
+
+    @property
+    def component(self) -> str:
+        """It is no part of a pipeline."""
+        return ""
+
+    @property
+    def looks(self) -> int:
+        """Chance has no part in its loss."""
+        return 1
 
     @cached_property
     def targets(self) -> tuple[str, ...]:
