@@ -11,7 +11,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from fedgen.backbones import Language, LanguageBackbone
 from fedgen.bank import Bank
 from fedgen.data.deal import count, take
-from fedgen.evaluate import Score, gains, score, total
+from fedgen.evaluate import YARDSTICKS, Score, fall, gains, score, total, yardstick_of
 from fedgen.records import Document, Rows
 
 LENGTH = 24
@@ -126,8 +126,31 @@ def scores(**perplexities: float) -> dict[str, Score]:
     return {name: Score(4 * math.log(value), 4) for name, value in perplexities.items()}
 
 
+TEXT_YARD, IMAGE_YARD = YARDSTICKS["text"], YARDSTICKS["image"]
+
+
+def test_each_kind_is_read_in_its_own_measure() -> None:
+    found = Score(loss=2.0, terms=4)
+    assert TEXT_YARD.of(found) == found.per_term == pytest.approx(math.exp(0.5))
+    assert IMAGE_YARD.of(found) == 0.5
+    assert TEXT_YARD.of(Score(1e6, 1)) == math.inf
+    assert (TEXT_YARD.unit, IMAGE_YARD.unit) == ("per token", "per picture")
+
+
+def test_a_run_says_its_kind_and_older_ones_are_of_text() -> None:
+    assert yardstick_of({"kind": "image"}) == IMAGE_YARD
+    assert yardstick_of({"kind": "text"}) == yardstick_of({}) == TEXT_YARD
+
+
+def test_gains_of_pictures_by_hand() -> None:
+    before, after = Score(0.8, 4), Score(0.6, 4)
+    assert fall(before, after, IMAGE_YARD) == pytest.approx(0.25)
+    found = gains({"a": before, "b": before}, {"a": after, "b": before}, IMAGE_YARD)
+    assert (found.mean, found.worst_decile, found.gained) == (pytest.approx(0.125), 0.0, 1)
+
+
 def test_gains_by_hand() -> None:
-    found = gains(scores(a=10, b=20, c=40), scores(a=5, b=25, c=30))
+    found = gains(scores(a=10, b=20, c=40), scores(a=5, b=25, c=30), TEXT_YARD)
     falls = [0.5, -0.25, 0.25]
     assert found.mean == pytest.approx(sum(falls) / 3)
     assert found.spread == pytest.approx(math.sqrt(sum((fall - sum(falls) / 3) ** 2 for fall in falls) / 3))
@@ -138,11 +161,11 @@ def test_gains_by_hand() -> None:
 def test_the_worst_decile_is_the_mean_of_a_tenth() -> None:
     before = scores(**{f"c{at}": 100.0 for at in range(20)})
     after = scores(**{f"c{at}": 100.0 - at for at in range(20)})
-    found = gains(before, after)
+    found = gains(before, after, TEXT_YARD)
     assert found.worst_decile == pytest.approx((0.0 + 0.01) / 2)
     assert (found.gained, found.clients) == (19, 20)
 
 
 def test_no_change_is_no_gain() -> None:
-    found = gains(scores(a=10, b=20), scores(a=10, b=20))
+    found = gains(scores(a=10, b=20), scores(a=10, b=20), TEXT_YARD)
     assert (found.mean, found.spread, found.worst_decile, found.gained) == (0, 0, 0, 0)

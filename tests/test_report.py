@@ -15,12 +15,13 @@ import pytest
 import fedgen
 from fedgen import FedgenError, Run, report
 from fedgen.errors import StoreError
-from fedgen.evaluate import gains, total
+from fedgen.evaluate import YARDSTICKS, gains, total
 from fedgen.journal import Journal, line_of
 from fedgen.records import Failure, Report
 from fedgen.report.wording import number, percent, saving, size, span
 from fedgen.run import CHECKPOINT, FACTS, JOURNAL, SCORES
 
+KINDS = ("backbone", "global", "personal")
 NASTY = '<img src=x onerror="alert(1)">&'
 
 
@@ -110,12 +111,13 @@ def nasty_run(tiny_plan: dict[str, Any], tmp_path_factory: pytest.TempPathFactor
 def test_the_scores_are_the_runs_own(tiny_run: Run, shown: Page) -> None:
     scores = tiny_run.scores
     rows = {row[0]: row[1:] for row in shown.table("Backbone")}
-    pooled = [total(found[kind] for found in scores.values()) for kind in ("backbone", "global", "personal")]
+    pooled = [total(found[kind] for found in scores.values()) for kind in KINDS]
     assert rows["Perplexity per token"] == [number(score.per_term) for score in pooled]
     assert rows["Perplexity per word"] == [number(score.per_word) for score in pooled]
     assert rows["Bits per byte"] == [f"{score.bits_per_byte:.3f}" for score in pooled]
     before = {name: found["backbone"] for name, found in scores.items()}
-    gained = [gains(before, {name: found[kind] for name, found in scores.items()}) for kind in ("global", "personal")]
+    yardstick = YARDSTICKS["text"]
+    gained = [gains(before, {name: found[kind] for name, found in scores.items()}, yardstick) for kind in KINDS[1:]]
     assert rows["Mean fall per client"][1:] == [percent(gain.mean) for gain in gained]
     assert rows["Fall, worst tenth"][1:] == [percent(gain.worst_decile) for gain in gained]
     assert rows["Clients that gained"][1:] == [f"{gain.gained} of 6" for gain in gained]

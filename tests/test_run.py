@@ -91,6 +91,19 @@ def test_adapters_are_listed_and_loaded_by_name(tiny_run: Run) -> None:
         assert tree.norm(tree.add(own, shared, -1)) > 0
 
 
+def test_shared_adapters_are_kept_on_the_way(tiny_plan: dict[str, Any], tmp_path: Path) -> None:
+    settings = ["rounds=11", "evaluate.keep=5", "evaluate.every=5", "training.steps=1", "personal.kind=none"]
+    found = fedgen.run(tiny_plan, tmp_path / "run", settings=settings)
+    assert found.adapters() == ["global", "global@round-5", "global@round-10"]
+    fifth, card = found.adapter("global@round-5")
+    assert (card.cluster, card.round, card.hash) == ("global", 5, tree.digest(fifth))
+    assert card.metrics == {"perplexity": found.journal[4]["metrics"]["perplexity"]}
+    shorter = fedgen.run(tiny_plan, tmp_path / "shorter", settings=[*settings, "rounds=5"])
+    assert shorter.adapter("global")[1].hash == card.hash
+    unmeasured = fedgen.run(tiny_plan, tmp_path / "unmeasured", settings=[*settings, "rounds=5", "evaluate.every=0"])
+    assert unmeasured.adapter("global@round-5")[1].metrics == {}
+
+
 @pytest.mark.parametrize("name", ["nobody", "client/nobody", "client/", "", ".."])
 def test_an_unknown_adapter_is_told_which_there_are(name: str, tiny_run: Run) -> None:
     with pytest.raises(StoreError) as caught:

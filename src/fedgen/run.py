@@ -16,7 +16,7 @@ from typing import Any
 from fedgen import lora, plan, seeds, tree
 from fedgen.cohort import Uniform, wanted
 from fedgen.errors import StoreError
-from fedgen.evaluate import Score, total
+from fedgen.evaluate import Score, Yardstick, total, yardstick_of
 from fedgen.journal import Journal, line_of, load_checkpoint, save_checkpoint
 from fedgen.plan import Plan
 from fedgen.records import GLOBAL, Ask, Failure, Report, State, Tree, Update
@@ -26,6 +26,7 @@ from fedgen.store import Card, Shelf, load_bundle, save_bundle, write_whole
 PLAN, FACTS, SCORES = "plan.toml", "facts.json", "scores.json"
 JOURNAL, CHECKPOINT = "journal.jsonl", "checkpoint.safetensors"
 ADAPTERS, SHELF = "adapters", "shelf"
+KEPT = "@round-"  # between a cluster and the round that its adapter is of
 
 
 @dataclass(frozen=True)
@@ -76,6 +77,11 @@ class Run:
         return self._json(SCORES)
 
     @property
+    def yardstick(self) -> Yardstick:
+        """The measure that its scores are read in."""
+        return yardstick_of(self.facts)
+
+    @property
     def scores(self) -> dict[str, dict[str, Score]]:
         """Each client's held-out scores by adapter: backbone, global, personal."""
         clients = self.outcome.get("clients", {})
@@ -83,15 +89,15 @@ class Run:
 
     def adapters(self) -> list[str]:
         """The names that `adapter` takes."""
-        bundles = [path.name for path in sorted((self.folder / ADAPTERS).glob("*")) if path.is_dir()]
-        return [*bundles, *(f"client/{name}" for name in self.shelf().clients())]
+        bundles = [path.name for path in (self.folder / ADAPTERS).glob("[!.]*") if path.is_dir()]
+        return [*sorted(bundles, key=_by_round), *(f"client/{name}" for name in self.shelf().clients())]
 
     def shelf(self) -> Shelf:
         """The clients' own adapters."""
         return Shelf(self.folder / SHELF)
 
     def adapter(self, name: str) -> tuple[Tree, Card]:
-        """An adapter by name: `global`, or a client's own as `client/NAME`."""
+        """An adapter by name: `global`, one kept on the way as `global@round-N`, a client's own as `client/NAME`."""
         own = self.shelf().get(name.removeprefix("client/")) if name.startswith("client/") else None
         if own is not None:
             _, parent = self.adapter(GLOBAL)
@@ -108,6 +114,11 @@ class Run:
         path = self.folder / name
         found: dict[str, Any] = json.loads(path.read_text("utf-8")) if path.exists() else {}
         return found
+
+
+def _by_round(name: str) -> tuple[str, int]:
+    cluster, _, turn = name.partition(KEPT)
+    return cluster, int(turn) if turn.isdecimal() else 0
 
 
 @dataclass(frozen=True)
@@ -144,14 +155,15 @@ def go(folder: Path, settled: Plan, place: Place, tell: Tell) -> Run:
     server = Server(settled.seed, names, place.sizes, settled.cohort, settled.aggregate, settled.outer)
     while state.round < settled.rounds:
         state, report = play(server, state, place.ask)
-        report = _checked(report, state, settled, names, place.ask)
+        report = _checked(report, state, settled, names, place)
+        if settled.evaluate.keep and state.round % settled.evaluate.keep == 0:
+            _keep(folder, state, place, report)  # before the round counts, so that a resumed run has it too
         place.shelf.flush()
         journal.append(line_of(report))
         save_checkpoint(folder / CHECKPOINT, state)
         place.shelf.settle(state.round)
         tell(report)
     _finish(folder, settled, state, place, names)
-    tell(Finished(folder))
     return Run(folder)
 
 
@@ -166,22 +178,35 @@ def _settle_facts(folder: Path, facts: Mapping[str, Any]) -> None:
             raise StoreError(f"run '{folder}': {changed}; put the backbone and the data back, or start a new run")
 
 
-def _checked(report: Report, state: State, settled: Plan, names: Sequence[str], ask: Ask) -> Report:
-    """The report with the shared adapters' perplexity on the validation rows of the same few clients each time."""
+def _checked(report: Report, state: State, settled: Plan, names: Sequence[str], place: Place) -> Report:
+    """The report with the shared adapters' measure on the validation rows of the same few clients each time."""
     every = settled.evaluate.every
     if not every or (state.round % every and state.round < settled.rounds):
         return report
     panel = panel_of(settled, names)
-    replies = list(ask(offers(state, panel, state.round, "check")))
+    replies = list(place.ask(offers(state, panel, state.round, "check")))
     scores = [found for reply in replies if isinstance(reply, Update) for found in read_scores(reply).values()]
     if not scores:
         return report
-    seen = {
-        "perplexity": total(scores).per_term,
+    seen = _measured(scores, place) | {
         "check_up": float(sum(reply.up for reply in replies if isinstance(reply, Update))),
         "check_down": float(sum(reply.down for reply in replies)),
     }
     return dataclasses.replace(report, metrics=dict(report.metrics) | seen)
+
+
+def _measured(scores: Sequence[Score], place: Place) -> dict[str, float]:
+    """Scores as the one metric of the journal and the cards; none without scores."""
+    yardstick = yardstick_of(place.facts)
+    return {yardstick.key: yardstick.of(total(scores))} if scores else {}
+
+
+def _keep(folder: Path, state: State, place: Place, report: Report) -> None:
+    """Save the shared adapters as they stand after this round."""
+    key = yardstick_of(place.facts).key
+    seen = {key: report.metrics[key]} if key in report.metrics else {}
+    for cluster in state.adapters:
+        _save(folder, f"{cluster}{KEPT}{state.round}", state, place, seen)
 
 
 def panel_of(settled: Plan, names: Sequence[str]) -> list[str]:
@@ -199,9 +224,9 @@ def _finish(folder: Path, settled: Plan, state: State, place: Place, names: Sequ
     place.shelf.flush()
     place.shelf.settle(state.round + 1)
     scores = {reply.client: read_scores(reply) for reply in replies if isinstance(reply, Update)}
-    for cluster, adapter in state.adapters.items():
+    for cluster in state.adapters:
         inside = [found[cluster] for found in scores.values() if cluster in found]
-        save_bundle(folder / ADAPTERS / cluster, adapter, _card(folder, state, place, cluster, inside))
+        _save(folder, cluster, state, place, _measured(inside, place))
     outcome = {
         "clients": {name: {key: vars(score) for key, score in found.items()} for name, found in sorted(scores.items())},
         "failures": [dataclasses.asdict(reply) for reply in replies if isinstance(reply, Failure)],
@@ -222,9 +247,10 @@ def peak_memory() -> int:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
 
 
-def _card(folder: Path, state: State, place: Place, cluster: str, scores: Sequence[Score]) -> Card:
+def _save(folder: Path, name: str, state: State, place: Place, metrics: Mapping[str, float]) -> None:
+    cluster, _, _ = name.partition(KEPT)
     adapter = state.adapters[cluster]
-    return Card(
+    card = Card(
         kind=place.facts["kind"],
         backbone=place.facts["backbone"],
         backbone_hash=place.facts["backbone_hash"],
@@ -235,8 +261,9 @@ def _card(folder: Path, state: State, place: Place, cluster: str, scores: Sequen
         rank=lora.rank(adapter),
         targets=tuple(place.facts["targets"]),
         fan_in_fan_out=place.facts["fan_in_fan_out"],
-        metrics={"perplexity": total(scores).per_term} if scores else {},
+        metrics=metrics,
     )
+    save_bundle(folder / ADAPTERS / name, adapter, card, component=place.facts.get("component", ""))
 
 
 def _dump(content: Mapping[str, Any]) -> bytes:

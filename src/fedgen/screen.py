@@ -1,5 +1,6 @@
 """What a run looks like in a terminal: live progress, plain lines where there is no terminal, and tables."""
 
+import json
 from collections.abc import Mapping, Sequence
 from types import TracebackType
 from typing import Self
@@ -10,7 +11,8 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn
 from rich.table import Table
 
 from fedgen.cohort import wanted
-from fedgen.evaluate import Gains, Score, gains, total
+from fedgen.evaluate import YARDSTICKS, Gains, Score, Yardstick, gains, total, yardstick_of
+from fedgen.exhibit import QUALITY, Painting
 from fedgen.records import Failure, Report, Update
 from fedgen.report import digest
 from fedgen.report.wording import number, saving, size
@@ -59,6 +61,8 @@ class Screen:
                 self.bar.update(self.task, description="personal adapters and held-out scores")
         elif isinstance(event, Report):
             self._round(event)
+        elif isinstance(event, Painting):
+            self.bar.update(self.task, description="pictures", completed=event.done, total=event.total)
 
     def _begin(self, event: Began) -> None:
         self.began, plan, clients = event, event.plan, event.facts["clients"]
@@ -73,55 +77,76 @@ class Screen:
             soft_wrap=True,
         )
         for name in facts["dropped"]:
-            self.out.print(f"  client '{name}' has too little text and is left out", markup=False)
+            self.out.print(f"  client '{name}' has too little data and is left out", markup=False)
 
     def _round(self, report: Report) -> None:
-        perplexity = report.metrics.get("perplexity")
+        yardstick = yardstick_of(self.began.facts if self.began else {})
+        seen, digits = report.metrics.get(yardstick.key), yardstick.digits
         parts = [
             f"round {report.round}/{self.began.plan.rounds if self.began else '?'}",
             f"{len(report.clients) - len(report.failures)}/{len(report.clients)} clients",
-            f"loss {report.metrics['loss']:.3f}",
-            *([f"perplexity {perplexity:.2f}"] if perplexity else []),
+            f"loss {report.metrics['loss']:.{max(3, digits)}f}",
+            *([f"{yardstick.name} {seen:.{digits}f}"] if seen else []),
             f"{size(report.up)} up",
-            f"{report.metrics['terms'] / report.seconds:,.0f} tokens/s",
+            f"{report.metrics['terms'] / report.seconds:,.0f} {yardstick.term}s/s",
         ]
         self.out.print("  ".join(parts), soft_wrap=True)
         self.bar.update(self.task, description=f"round {report.round + 1}")
 
 
-def gains_of(scores: Mapping[str, Mapping[str, Score]], adapter: str) -> Gains | None:
+def gains_of(
+    scores: Mapping[str, Mapping[str, Score]], adapter: str, yardstick: Yardstick = YARDSTICKS["text"]
+) -> Gains | None:
     """What an adapter gained over the bare backbone, client by client."""
     known = {name: found for name, found in scores.items() if adapter in found}
     if not known:
         return None
-    return gains({n: s["backbone"] for n, s in known.items()}, {n: s[adapter] for n, s in known.items()})
-
-
-HEADS = ("adapter", "perplexity", "per word", "bits/byte", "fall", "worst 10%", "gained")
+    return gains({n: s["backbone"] for n, s in known.items()}, {n: s[adapter] for n, s in known.items()}, yardstick)
 
 
 def outcome_table(run: Run) -> Table:
-    """Backbone, shared and personal adapters on the clients' held-out text."""
-    found, scores = digest.read(run), run.scores
-    title = f"{run.folder.name}: held-out text of {len(scores)} clients"
+    """Backbone, shared and personal adapters on what the clients held out."""
+    found, scores, yardstick = digest.read(run), run.scores, run.yardstick
+    in_text = any(score.bytes for own in scores.values() for score in own.values())
+    title = f"{run.folder.name}: held-out {yardstick.material} of {len(scores)} clients"
     table = Table(box=SIMPLE_HEAD, pad_edge=False, title=title)
-    for head in HEADS:
+    also = ("per word", "bits/byte") if in_text else ()
+    for head in ("adapter", yardstick.name, *also, "fall", "worst 10%", "gained"):
         table.add_column(head, justify="left" if head == "adapter" else "right", no_wrap=True)
     for adapter in dict.fromkeys(name for own in scores.values() for name in own):
         score = total(own[adapter] for own in scores.values() if adapter in own)
-        gain = gains_of(scores, adapter)
+        gain = gains_of(scores, adapter, yardstick)
         falls = ("", "", "")
         if gain and adapter != "backbone":
             falls = (f"{gain.mean:.1%}", f"{gain.worst_decile:.1%}", f"{gain.gained} of {gain.clients}")
         table.add_row(
             adapter,
-            f"{score.per_term:.2f}",
-            number(score.per_word) if score.per_word < 1e6 else f"{score.per_word:.1e}",
-            f"{score.bits_per_byte:.3f}",
+            f"{yardstick.of(score):.{yardstick.digits}f}",
+            *(_in_text(score) if in_text else ()),
             *falls,
         )
     less = f", {saving(found.saved)} less than full-model FedAvg" if found.saved else ""
     table.caption = f"{len(found.journal)} rounds, {size(found.sum('up'))} up{less}"
+    return table
+
+
+def _in_text(score: Score) -> tuple[str, str]:
+    per_word = number(score.per_word) if score.per_word < 1e6 else f"{score.per_word:.1e}"
+    return per_word, f"{score.bits_per_byte:.3f}"
+
+
+def quality_table(run: Run) -> Table | None:
+    """What was measured of the pictures that were drawn, if any were."""
+    path = run.folder / QUALITY
+    if not path.exists():
+        return None
+    found = json.loads(path.read_text("utf-8"))["measures"]
+    table = Table(box=SIMPLE_HEAD, pad_edge=False, title=f"{run.folder.name}: pictures drawn")
+    for head in ("", *found["columns"]):
+        table.add_column(head, justify="right" if head else "left", no_wrap=True)
+    for name, *cells in found["rows"]:
+        table.add_row(name, *(number(cell, 3) if isinstance(cell, float) else str(cell) for cell in cells))
+    table.caption = found["note"]
     return table
 
 
@@ -131,22 +156,26 @@ def runs_table(runs: Sequence[Run]) -> Table:
     for head in ("run", "rounds", "clients", "backbone", "global", "personal", "mean fall"):
         table.add_column(head, justify="left" if head == "run" else "right", no_wrap=True)
     for run in runs:
-        scores = run.scores
-        pooled = [_pooled(scores, adapter) for adapter in ("backbone", "global", "personal")]
-        gain = gains_of(scores, "personal")
+        scores, yardstick = run.scores, run.yardstick
+        pooled = [_pooled(scores, adapter, yardstick) for adapter in ("backbone", "global", "personal")]
+        gain = gains_of(scores, "personal", yardstick)
         rounds, clients = f"{len(run.journal)}/{run.plan.rounds}", str(run.facts.get("clients", ""))
         table.add_row(run.folder.name, rounds, clients, *pooled, f"{gain.mean:.1%}" if gain else "")
+    measures = dict.fromkeys(run.yardstick for run in runs)
+    if len(measures) > 1:
+        table.caption = "; ".join(f"{measure.material}: {measure.name} {measure.unit}" for measure in measures)
     return table
 
 
 def standing(run: Run) -> str:
     """How far a run has come that is not finished, and how to go on."""
-    lines, rounds = run.journal, run.plan.rounds
-    metrics = lines[-1]["metrics"] if lines else {}
-    said = "".join(f", {name} {metrics[name]:.3f}" for name in ("loss", "perplexity") if name in metrics)
+    lines, rounds, yardstick = run.journal, run.plan.rounds, run.yardstick
+    metrics, digits = lines[-1]["metrics"] if lines else {}, max(3, yardstick.digits)
+    named = {"loss": "loss", yardstick.key: yardstick.name}
+    said = "".join(f", {name} {metrics[key]:.{digits}f}" for key, name in named.items() if key in metrics)
     return f"{run.folder}: {len(lines)} of {rounds} rounds{said}; go on with `fedgen resume {run.folder}`"
 
 
-def _pooled(scores: Mapping[str, Mapping[str, Score]], adapter: str) -> str:
+def _pooled(scores: Mapping[str, Mapping[str, Score]], adapter: str, yardstick: Yardstick) -> str:
     known = [own[adapter] for own in scores.values() if adapter in own]
-    return f"{total(known).per_term:.2f}" if known else ""
+    return f"{yardstick.of(total(known)):.{yardstick.digits}f}" if known else ""

@@ -97,6 +97,8 @@ FAULTS = {
     ],
     "finetune": [
         Fault("Report 1"),  # between two rounds
+        Fault(r"rename .*/adapters/global@round-2$"),  # the kept adapter is written, and not yet in its place
+        Fault(r"rename .*/checkpoint\.safetensors"),  # it is in its place, and the round does not count yet
         Fault(r"rename .*\.4\.safetensors", 2),  # in the last scoring, between two clients' own adapters
         Fault(r"rename .*/adapters/global$"),  # the bundle is written, and not yet in its place
         Fault(r"rename .*/scores\.json"),
@@ -110,7 +112,7 @@ def test_a_run_killed_again_and_again_ends_as_if_nobody_had(
 ) -> None:
     plan = copy.deepcopy(tiny_plan)
     plan |= {"rounds": 3, "outer": {"kind": "adam"}, "personal": {"kind": kind, "steps": 2}}
-    plan |= {"training": {"steps": 2, "batch": 2}, "evaluate": {"rows": 2, "clients": 2}}
+    plan |= {"training": {"steps": 2, "batch": 2}, "evaluate": {"rows": 2, "clients": 2, "keep": 2}}
     play(plan, tmp_path / "whole" / "run")
     for fault in FAULTS[kind]:
         play(plan, tmp_path / "killed" / "run", fault)
@@ -119,4 +121,5 @@ def test_a_run_killed_again_and_again_ends_as_if_nobody_had(
     assert list(whole) == list(killed)
     assert [name for name in whole if whole[name] != killed[name]] == []
     assert len([name for name in whole if name.startswith("shelf/")]) == 6
+    assert {name.split("/")[1] for name in whole if name.startswith("adapters/")} == {"global", "global@round-2"}
     assert {"adapters/global/adapter_model.safetensors", "checkpoint.safetensors", "scores.json"} <= set(whole)

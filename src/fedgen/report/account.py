@@ -87,10 +87,15 @@ def _held_out(run: Digest) -> list[tuple[str, str]]:
     pairs = [("Held out", f"{share}{most}"), ("Validation", panel if plan.evaluate.every else "none")]
     if not run.scores:
         return pairs
-    pooled = run.pooled(BACKBONE)
-    counts = f"{pooled.terms:,} tokens, {pooled.words:,} words, {pooled.bytes:,} bytes"
+    pooled, yardstick, looks = run.pooled(BACKBONE), run.yardstick, run.facts.get("looks", 1)
+    counts = f"{pooled.terms:,} {yardstick.term}s"
+    if pooled.bytes:
+        counts += f", {pooled.words:,} words, {pooled.bytes:,} bytes"
     scored = f"{counts} of {counted(len(run.scores), 'client')}"
-    return [("Scored on", scored), *pairs, ("Perplexity", "e to the mean loss in nats; lower is better")]
+    if looks > 1:
+        scored += f", each looked at {looks:,} times, with the same noise under every adapter"
+    measure = f"{yardstick.meaning}; lower is better"
+    return [("Scored on", scored), *pairs, (yardstick.name.capitalize(), measure)]
 
 
 def _training(run: Digest) -> list[tuple[str, str]]:

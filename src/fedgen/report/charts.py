@@ -1,6 +1,6 @@
 """Which figures a run gets, and what each says."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from itertools import accumulate
 
 from fedgen.records import GLOBAL
@@ -15,7 +15,7 @@ MOST_DOTS = 400  # more clients than this are shown by every so manieth of them
 
 def course(run: Digest) -> list[str]:
     """What was learnt: by each client, and round by round; figures without a point are empty."""
-    return [_falls(run), _perplexity(run), _loss(run)]
+    return [_falls(run), _validation(run), _loss(run)]
 
 
 def price(run: Digest) -> list[str]:
@@ -25,15 +25,16 @@ def price(run: Digest) -> list[str]:
 
 def _loss(run: Digest) -> str:
     xs, ys = run.metric("loss")
-    chart = Chart("loss", f"Training loss by round, {_ends(ys)}.", "round", "nats a token")
+    chart = Chart("loss", _said("Training loss", ys, run), "round", run.yardstick.loss, run.measure)
     return _figure("Training loss", figures.lines(chart, [Line(xs, ys)]), note="mean over the round's clients")
 
 
-def _perplexity(run: Digest) -> str:
-    xs, ys = run.metric("perplexity")
-    chart = Chart("perplexity", f"Validation perplexity by round, {_ends(ys)}.", "round", "per token")
+def _validation(run: Digest) -> str:
+    yardstick = run.yardstick
+    (xs, ys), title = run.metric(yardstick.key), f"Validation {yardstick.name}"
+    chart = Chart(yardstick.key, _said(title, ys, run), "round", yardstick.unit, run.measure)
     note = f"the global adapter on validation rows of {counted(min(run.plan.evaluate.clients, run.clients), 'client')}"
-    return _figure("Validation perplexity", figures.lines(chart, [Line(xs, ys)]), note=note)
+    return _figure(title, figures.lines(chart, [Line(xs, ys)]), note=note)
 
 
 def _bytes(run: Digest) -> str:
@@ -55,10 +56,10 @@ def _seconds(run: Digest) -> str:
 
 
 def _speed(run: Digest) -> str:
-    timed = [line for line in run.journal if line["seconds"]]
+    terms, timed = f"{run.yardstick.term}s", [line for line in run.journal if line["seconds"]]
     ys = [line["metrics"]["terms"] / line["seconds"] for line in timed]
-    chart = Chart("speed", f"Training tokens a second by round, {_ends(ys)}.", "round", "tokens a second", _plain)
-    note = "tokens that the shared adapter was trained on"
+    chart = Chart("speed", f"Training {terms} a second by round, {_ends(ys)}.", "round", f"{terms} a second", _plain)
+    note = f"{terms} that the shared adapter was trained on"
     return _figure("Speed", figures.bars(chart, [line["round"] for line in timed], ys), note=note)
 
 
@@ -72,21 +73,26 @@ def _falls(run: Digest) -> str:
     titles = [
         f"{name}: " + ", ".join(f"{kind} {percent(run.fall(name, kind))}" for kind in run.kinds[1:]) for name in names
     ]
-    label = f"Fall of perplexity for {counted(len(names), 'client')}, sorted: {last} {_ends(falls[last], '%')}."
+    title = f"Fall of {run.yardstick.name}"
+    label = f"{title} for {counted(len(names), 'client')}, sorted: {last} {_ends(falls[last], '%')}."
     chart = Chart("falls", label, "clients, sorted", "% below the backbone", _plain)
     svg = figures.dots(chart, below, falls[last], titles)
     keys = [Key(last, "var(--one)", "dot"), *([Key(GLOBAL, "var(--two)", "ring")] if below else [])]
     some = f"{len(names):,} of {len(run.scores):,} clients are drawn; " if len(names) < len(run.scores) else ""
     note = f"{some}point at a mark for its client; the table below has names and numbers"
-    return _figure("Fall of perplexity by client", svg, keys, note)
+    return _figure(f"{title} by client", svg, keys, note)
 
 
 def _figure(title: str, svg: str, keys: Sequence[Key] = (), note: str = "") -> str:
     return markup.figure(title, svg, keys, note) if svg else ""
 
 
-def _ends(values: Sequence[float], unit: str = "") -> str:
-    return f"from {number(values[0])}{unit} to {number(values[-1])}{unit}" if values else ""
+def _said(title: str, values: Sequence[float], run: Digest) -> str:
+    return f"{title} by round, {_ends(values, show=run.measure)}."
+
+
+def _ends(values: Sequence[float], unit: str = "", show: Callable[[float], str] = number) -> str:
+    return f"from {show(values[0])}{unit} to {show(values[-1])}{unit}" if values else ""
 
 
 def _plain(value: float) -> str:

@@ -2,16 +2,17 @@
 
 import math
 import tomllib
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from itertools import accumulate
 from typing import Any
 
 from fedgen import plan as plans
-from fedgen.evaluate import Gains, Score, gains, total
+from fedgen.evaluate import Gains, Score, Yardstick, fall, gains, total, yardstick_of
 from fedgen.plan import Plan
 from fedgen.records import GLOBAL
+from fedgen.report.wording import number
 from fedgen.run import Run
 
 BACKBONE, PERSONAL = "backbone", "personal"
@@ -30,6 +31,11 @@ class Digest:
     scores: Mapping[str, Mapping[str, Score]]
     finished: bool
     began: datetime
+
+    @property
+    def yardstick(self) -> Yardstick:
+        """The measure that the scores are read in."""
+        return yardstick_of(self.facts)
 
     @property
     def kinds(self) -> list[str]:
@@ -88,13 +94,21 @@ class Digest:
         """The score of all clients' held-out rows together."""
         return total(found[kind] for found in self.scores.values())
 
+    def measure(self, value: float) -> str:
+        """A value of the measure, as exactly as it is shown."""
+        return number(value, self.yardstick.digits)
+
+    def measures(self, scores: Iterable[Score]) -> list[str]:
+        """What the scores come to in the measure."""
+        return [self.measure(self.yardstick.of(score)) for score in scores]
+
     def gains(self, kind: str) -> Gains:
         """What an adapter gained on the bare backbone."""
-        return gains(self._of(BACKBONE), self._of(kind))
+        return gains(self._of(BACKBONE), self._of(kind), self.yardstick)
 
     def fall(self, client: str, kind: str) -> float:
-        """The relative fall of one client's perplexity from the bare backbone."""
-        return 1 - self.scores[client][kind].per_term / self.scores[client][BACKBONE].per_term
+        """The relative fall of one client's measure from the bare backbone."""
+        return fall(self.scores[client][BACKBONE], self.scores[client][kind], self.yardstick)
 
     def ranked(self) -> list[str]:
         """Clients from the least to the most gained under the last of the adapters."""
@@ -107,22 +121,22 @@ class Digest:
 def read(run: Run) -> Digest:
     """Read a run's folder, finished or not."""
     began = datetime.fromisoformat(run.facts["began"]) if run.facts else datetime.now(UTC)
-    outcome, scores = run.outcome, _whole(run.scores)
+    outcome, scores = run.outcome, _whole(run.scores, run.yardstick)
     return Digest(run.folder.resolve().name, run.plan, run.facts, run.journal, outcome, scores, bool(outcome), began)
 
 
-def _whole(scores: Mapping[str, Mapping[str, Score]]) -> dict[str, Mapping[str, Score]]:
+def _whole(scores: Mapping[str, Mapping[str, Score]], yardstick: Yardstick) -> dict[str, Mapping[str, Score]]:
     kinds = {kind for found in scores.values() for kind in found}
     return {
         client: found
         for client, found in scores.items()
-        if found.keys() == kinds and BACKBONE in kinds and all(map(_sound, found.values()))
+        if found.keys() == kinds and BACKBONE in kinds and all(_is_sound(score, yardstick) for score in found.values())
     }
 
 
-def _sound(score: Score) -> bool:
-    """Whether there is a perplexity that a number can hold: not without tokens, nor after a loss that is no number."""
-    return score.loss < 700 * score.terms
+def _is_sound(score: Score, yardstick: Yardstick) -> bool:
+    """Whether there is a measure that a number can hold: not without terms, nor after a loss that is no number."""
+    return score.terms > 0 and 0 < yardstick.of(score) < math.inf
 
 
 def per_word(score: Score) -> float:

@@ -1,23 +1,26 @@
 """Several runs on one page: what differs in their plans, what came of it, and their curves over each other."""
 
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from itertools import accumulate, cycle
 from pathlib import Path
 from typing import Any
 
 from fedgen.errors import StoreError
+from fedgen.evaluate import Yardstick
 from fedgen.records import GLOBAL
 from fedgen.report import figures, markup
 from fedgen.report.digest import BACKBONE, PERSONAL, Digest, read
 from fedgen.report.figures import ACCENTS, PAGE_COLORS, Chart, Line
 from fedgen.report.markup import Key
-from fedgen.report.wording import ABSENT, counted, number, percent, saving, size, span
+from fedgen.report.wording import ABSENT, counted, percent, saving, size, span
 from fedgen.run import Run
 from fedgen.store import write_whole
 
-UNSAID = {"name"}  # keys that may differ without anything being different
-MEASURED = ("backbone.length", "data.", "partition.", "deal.", "evaluate.rows")  # what decides which text is scored
+UNSAID = {"name", "deal.memory"}  # keys that may differ without anything being different
+# What decides which text or pictures are scored, and in what their loss is taken.
+CHOSEN = "backbone.length", "backbone.size", "data.", "partition.", "deal.", "evaluate.rows"
+TAKEN = "backbone.weighting", "backbone.gamma", "backbone.drop", "backbone.looks"
 Curve = Callable[[Digest], tuple[Sequence[float], Sequence[float]]]
 
 
@@ -56,51 +59,76 @@ def _names(runs: Sequence[Digest]) -> list[str]:
 
 
 def _lead(runs: Sequence[Digest], names: Sequence[str]) -> str:
-    ended = {name: run.pooled(run.kinds[-1]).per_term for name, run in zip(names, runs, strict=True) if run.kinds}
+    yardstick, *others = _yardsticks(runs)
+    if others:
+        return "Runs of text and runs of pictures; only those of one kind can be compared."
+    ended = {name: run for name, run in zip(names, runs, strict=True) if run.kinds}
     if len(ended) < 2:
-        return f"{counted(len(ended), 'run')} of {len(runs):,} came to an end and can be compared by held-out text."
-    best = min(ended, key=lambda name: ended[name])
-    return f"The lowest held-out perplexity is {number(ended[best])} a token, of {best}."
+        said = f"{counted(len(ended), 'run')} of {len(runs):,} came to an end and can be compared by held-out"
+        return f"{said} {yardstick.material}."
+    values = {name: yardstick.of(run.pooled(run.kinds[-1])) for name, run in ended.items()}
+    best = min(values, key=lambda name: values[name])
+    lowest = f"{ended[best].measure(values[best])} a {yardstick.term}"
+    return f"The lowest held-out {yardstick.name} is {lowest}, of {best}."
+
+
+def _yardsticks(runs: Sequence[Digest]) -> list[Yardstick]:
+    """The measures of the runs, each once."""
+    return list(dict.fromkeys(run.yardstick for run in runs))
 
 
 def _unlike(runs: Sequence[Digest]) -> str:
-    """A warning where perplexities do not stand side by side."""
-    texts = {
-        tuple((key, str(value)) for key, value in run.settings.items() if key.startswith(MEASURED)) for run in runs
-    }
-    seeds = {run.plan.seed for run in runs} if len(texts) == 1 else set[int]()
+    """A warning where measures do not stand side by side."""
+    yardsticks = _yardsticks(runs)
+    if len(yardsticks) > 1:
+        kinds = " and others ".join(f"{yardstick.name} {yardstick.unit}" for yardstick in yardsticks)
+        return markup.notice(f"The scores of these runs do not stand side by side: some are {kinds}.")
+    alike = not _differ(runs, CHOSEN)
+    seeds = {run.plan.seed for run in runs} if alike else set[int]()
     models = {run.facts.get("backbone_hash") for run in runs if run.facts}
     sizes = {run.pooled(BACKBONE).terms for run in runs if run.scores}
     reasons = [
         *(["their backbones differ"] if len(models) > 1 else []),
-        *(["their plans choose the text differently"] if len(texts) > 1 else []),
+        *([] if alike else [f"their plans choose the {yardsticks[0].material} differently"]),
+        *(["their plans take the loss differently"] if _differ(runs, TAKEN) else []),
         *(["their seeds differ, and with them the rows that are held out"] if len(seeds) > 1 else []),
-        *(["they were scored on different numbers of tokens"] if len(sizes) > 1 and len(texts) == 1 else []),
+        *([f"they were scored on different numbers of {yardsticks[0].term}s"] if len(sizes) > 1 and alike else []),
     ]
-    said = "Take care in comparing the perplexities of these runs: " + "; ".join(reasons) + "."
+    said = f"Take care in comparing the {yardsticks[0].name} of these runs: " + "; ".join(reasons) + "."
     return markup.notice(said) if reasons else ""
+
+
+def _differ(runs: Sequence[Digest], keys: tuple[str, ...]) -> bool:
+    """Whether the runs' plans say unlike things under any of these keys."""
+    said = [
+        [(key, value) for key, value in run.settings.items() if key.startswith(keys) and key not in UNSAID]
+        for run in runs
+    ]
+    return any(each != said[0] for each in said)
 
 
 def _results(runs: Sequence[Digest], names: Sequence[str]) -> str:
     head = ["Run", "Rounds", "Clients", "Backbone", "Global", "Personal", "Mean fall", "Gained"]
     rows = [_result(run, name) for run, name in zip(runs, names, strict=True)]
+    measures = " and ".join(
+        f"{yardstick.name} {yardstick.unit} over all held-out {yardstick.material}" for yardstick in _yardsticks(runs)
+    )
     caption = (
-        "Perplexity per token over all held-out text; the fall and the clients that gained are those of the last "
+        f"{measures.capitalize()}; the fall and the clients that gained are those of the last "
         "adapter against the backbone; bytes are of the rounds, as serialised, saved against full-model FedAvg"
     )
     return markup.table(caption, [*head, "Up", "Down", "Uplink saved", "Time of rounds"], rows)
 
 
 def _result(run: Digest, name: str) -> list[str]:
-    perplexities = [
-        number(run.pooled(kind).per_term) if kind in run.kinds else ABSENT for kind in (BACKBONE, GLOBAL, PERSONAL)
-    ]
+    pooled = dict(zip(run.kinds, run.measures(map(run.pooled, run.kinds)), strict=True))
+    measures = [pooled.get(kind, ABSENT) for kind in (BACKBONE, GLOBAL, PERSONAL)]
     gained = run.gains(run.kinds[-1]) if len(run.kinds) > 1 else None
     gains = [percent(gained.mean), f"{gained.gained:,} of {gained.clients:,}"] if gained else [ABSENT, ABSENT]
     rounds = f"{len(run.journal):,}" + ("" if run.finished else f" of {run.plan.rounds:,}, unfinished")
     saved = ABSENT if run.saved is None else saving(run.saved)
     sent = [size(run.sum("up")), size(run.sum("down")), saved, span(run.sum("seconds"))]
-    return [name, rounds, f"{run.clients:,}", *perplexities, *gains, *sent]
+    return [name, rounds, f"{run.clients:,}", *measures, *gains, *sent]
 
 
 def _differences(runs: Sequence[Digest], names: Sequence[str]) -> str:
@@ -121,30 +149,38 @@ def _said(value: Any) -> str:
 
 
 def _curves(runs: Sequence[Digest], names: Sequence[str]) -> Iterator[str]:
-    perplexity = Chart("perplexity", "Validation perplexity by round, one line a run.", "round", "per token")
-    yield _overlaid("Validation perplexity", perplexity, runs, names, lambda run: run.metric("perplexity"))
-    sent = Chart(
-        "sent", "Validation perplexity by bytes sent up, one line a run.", "bytes up", "per token", tick_across=size
-    )
-    yield _overlaid("Perplexity by bytes sent up", sent, runs, names, _by_bytes)
-    loss = Chart("loss", "Training loss by round, one line a run.", "round", "nats a token")
-    yield _overlaid("Training loss", loss, runs, names, lambda run: run.metric("loss"))
+    for yardstick in _yardsticks(runs):
+        alike = {name: run for name, run in zip(names, runs, strict=True) if run.yardstick == yardstick}
+        yield from _curves_of(yardstick, alike)
+
+
+def _curves_of(yardstick: Yardstick, runs: Mapping[str, Digest]) -> Iterator[str]:
+    """The curves of runs of one kind."""
+    key, name, unit = yardstick.key, yardstick.name, yardstick.unit
+    show = next(iter(runs.values())).measure
+    seen = Chart(key, f"Validation {name} by round, one line a run.", "round", unit, show)
+    yield _overlaid(f"Validation {name}", seen, runs, lambda run: run.metric(key))
+    label = f"Validation {name} by bytes sent up, one line a run."
+    sent = Chart(f"{key}-sent", label, "bytes up", unit, show, tick_across=size)
+    yield _overlaid(f"{name.capitalize()} by bytes sent up", sent, runs, _by_bytes)
+    loss = Chart(f"{key}-loss", "Training loss by round, one line a run.", "round", yardstick.loss, show)
+    yield _overlaid("Training loss", loss, runs, lambda run: run.metric("loss"))
 
 
 def _by_bytes(run: Digest) -> tuple[Sequence[float], Sequence[float]]:
     sent = dict(
         zip((line["round"] for line in run.journal), accumulate(line["up"] for line in run.journal), strict=True)
     )
-    rounds, values = run.metric("perplexity")
+    rounds, values = run.metric(run.yardstick.key)
     return [sent[turn] for turn in rounds], values
 
 
-def _overlaid(title: str, chart: Chart, runs: Sequence[Digest], names: Sequence[str], curve: Curve) -> str:
+def _overlaid(title: str, chart: Chart, runs: Mapping[str, Digest], curve: Curve) -> str:
     """One line a run; when the colours are used up they come again, dashed."""
     looks = [(color, at >= len(ACCENTS)) for at, color in zip(range(len(runs)), cycle(ACCENTS), strict=False)]
-    svg = figures.lines(chart, [Line(*curve(run), *look) for run, look in zip(runs, looks, strict=True)])
+    svg = figures.lines(chart, [Line(*curve(run), *look) for run, look in zip(runs.values(), looks, strict=True)])
     keys = [
         Key(name, PAGE_COLORS[color], "dash" if dashed else "line")
-        for name, (color, dashed) in zip(names, looks, strict=True)
+        for name, (color, dashed) in zip(runs, looks, strict=True)
     ]
     return markup.figure(title, svg, keys) if svg else ""

@@ -7,7 +7,8 @@ from pathlib import Path
 from typing import Literal
 
 STYLE = (Path(__file__).parent / "style.css").read_text("utf-8")
-POLICY = "default-src 'none'; style-src 'unsafe-inline'"  # the page can load nothing, whatever a name in it says
+# the page can load nothing, whatever a name in it says; its pictures are in the page itself
+POLICY = "default-src 'none'; style-src 'unsafe-inline'; img-src data:"
 
 
 @dataclass(frozen=True)
@@ -94,10 +95,15 @@ def _key(key: Key) -> str:
     return f'<span><i class="{key.shape}" style="--mark:{text(key.color)}"></i>{text(key.label)}</span>'
 
 
-def figures(*drawn: str) -> str:
-    """Figures beside each other where there is room."""
+def picture(source: str, label: str, across: int, down: int) -> str:
+    """A picture of so many pixels, and what it says to one who cannot see it."""
+    return f'<img src="{text(source)}" alt="{text(label)}" width="{across}" height="{down}">'
+
+
+def figures(*drawn: str, wide: bool = False) -> str:
+    """Figures beside each other where there is room; wide ones want more of it."""
     shown = "\n".join(one for one in drawn if one)
-    return f'<div class="figures">\n{shown}\n</div>' if shown else ""
+    return f'<div class="figures{" sheets" if wide else ""}">\n{shown}\n</div>' if shown else ""
 
 
 def more(summary: str, *parts: str) -> str:

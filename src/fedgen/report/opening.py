@@ -4,7 +4,7 @@ from fedgen.records import GLOBAL
 from fedgen.report import markup
 from fedgen.report.digest import BACKBONE, PERSONAL, Digest
 from fedgen.report.markup import Tile
-from fedgen.report.wording import amount, counted, listed, number, percent, saving, size, span
+from fedgen.report.wording import amount, counted, listed, percent, saving, size, span
 
 ENOUGH = 0.99  # of the uplink saved: below it, the report says why
 SAID = {BACKBONE: "the bare backbone", GLOBAL: "the global adapter", PERSONAL: "personal adapters"}
@@ -43,7 +43,8 @@ def _gained(run: Digest) -> str:
     gained = run.gains(best)
     subject = SAID[best][0].upper() + SAID[best][1:]
     return (
-        f"{subject} {'lowered' if gained.mean >= 0 else 'raised'} the perplexity of text held out from training by "
+        f"{subject} {'lowered' if gained.mean >= 0 else 'raised'} the {run.yardstick.name} of "
+        f"{run.yardstick.material} held out from training by "
         f"{percent(abs(gained.mean))} on average; {gained.gained:,} of {counted(gained.clients, 'client')} gained."
     )
 
@@ -53,7 +54,7 @@ def _unfinished(run: Digest) -> str:
         return ""
     done = f"{len(run.journal)} of {counted(run.plan.rounds, 'round')}"
     return markup.notice(
-        f"This run is not finished: {done} so far, and held-out text is scored only at the end. "
+        f"This run is not finished: {done} so far, and scores on held-out {run.yardstick.material} come at its end. "
         "To go on, give its folder to fedgen resume."
     )
 
@@ -78,14 +79,16 @@ def _tiles(run: Digest) -> list[Tile]:
 def _gain_tiles(run: Digest) -> list[Tile]:
     if run.kinds[-1:] in ([], [BACKBONE]):
         return []
-    best = run.kinds[-1]
-    gained, before, after = run.gains(best), run.pooled(BACKBONE).per_term, run.pooled(best).per_term
+    best, yardstick = run.kinds[-1], run.yardstick
+    gained = run.gains(best)
+    before, after = run.measures(map(run.pooled, (BACKBONE, best)))
     way = "lower" if gained.mean >= 0 else "higher"
-    note = f"mean over clients; all text together: {number(before)} → {number(after)} a token"
+    note = f"mean over clients; all {yardstick.material} together: {before} → {after} a {yardstick.term}"
     counts = f"{gained.gained:,} of {gained.clients:,}"
+    lower = f"a lower {yardstick.name} than {SAID[BACKBONE]}'s on their own held-out {yardstick.material}"
     return [
-        Tile(percent(abs(gained.mean)), f"{way} perplexity with {SAID[best]}", note),
-        Tile(counts, "clients gained", f"a lower perplexity than {SAID[BACKBONE]}'s on their own held-out text"),
+        Tile(percent(abs(gained.mean)), f"{way} {yardstick.name} with {SAID[best]}", note),
+        Tile(counts, "clients gained", lower),
     ]
 
 
