@@ -22,7 +22,7 @@ lint: .venv/.dev ## check style and types
 	@$(BIN)/mypy
 
 bench: .venv/.dev ## measure speed, scale and what the demo gains, on this machine
-	@for name in rounds scale demo; do echo "== $$name"; $(BIN)/python bench/$$name.py || exit 1; done
+	@for name in rounds scale images demo; do echo "== $$name"; $(BIN)/python bench/$$name.py || exit 1; done
 
 clean: ## remove .venv, caches and built packages; runs stay
 	@rm -rf .venv build dist .mypy_cache .pytest_cache .ruff_cache
@@ -37,11 +37,11 @@ clean: ## remove .venv, caches and built packages; runs stay
 	@touch $@
 
 .venv/.demo: .venv/.torch pyproject.toml
-	@echo "installing fedgen-edge[report] ..."
-	@$(PIP) --editable ".[report]"
+	@echo "installing fedgen-edge[report,images] ..."
+	@$(PIP) --editable ".[report,images]"
 	@touch $@
 
 .venv/.dev: .venv/.torch pyproject.toml
-	@echo "installing fedgen-edge[report,data,bits,dev] ..."
-	@$(PIP) --editable ".[report,data,bits,dev]"
+	@echo "installing fedgen-edge[report,images,data,bits,dev] ..."
+	@$(PIP) --editable ".[report,images,data,bits,dev]"
 	@touch $@

@@ -16,7 +16,7 @@ from typing import Any
 from machine import RESULTS, about
 
 import fedgen
-from fedgen.cli import DEMO
+from fedgen.cli import DEMOS
 from fedgen.evaluate import total
 from fedgen.report import digest
 from fedgen.run import Run
@@ -66,7 +66,7 @@ def main() -> None:
             continue
         with tempfile.TemporaryDirectory() as folder:
             began = time.perf_counter()
-            run = fedgen.run(DEMO, Path(folder) / "run", settings=VARIANTS[name])
+            run = fedgen.run(DEMOS / "text.toml", Path(folder) / "run", settings=VARIANTS[name])
             kept[name] = {"settings": VARIANTS[name]} | found(run, time.perf_counter() - began) | about()
         path.parent.mkdir(exist_ok=True)
         ordered = {each: kept[each] for each in VARIANTS if each in kept}

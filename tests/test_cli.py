@@ -136,7 +136,7 @@ def test_a_finished_run_is_resumed_listed_and_compared(tiny_run: Run, tmp_path: 
 
 def test_generate_writes_the_same_for_the_same_seed_and_other_text_for_another_adapter(tiny_run: Run) -> None:
     def written(*words: object) -> str:
-        said = called("generate", tiny_run.folder, "the harbour ", "--tokens", 24, *words)
+        said = called("generate", tiny_run.folder, "--prompt", "the harbour ", "--tokens", 24, *words)
         assert said.exit_code == 0, said.output
         return said.stdout
 
@@ -178,7 +178,7 @@ def test_what_goes_wrong_is_one_line_and_an_exit_code(words: list[str], code: in
 
 
 def test_an_unknown_adapter_names_those_there_are(tiny_run: Run) -> None:
-    said = called("generate", tiny_run.folder, "x", "--adapter", "client/zoe")
+    said = called("generate", tiny_run.folder, "--prompt", "x", "--adapter", "client/zoe")
     assert said.exit_code == 1
     assert "has no adapter 'client/zoe'" in str(said.exception)
     assert "client/ann" in str(said.exception)

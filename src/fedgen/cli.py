@@ -2,6 +2,7 @@
 
 import sys
 from collections.abc import Sequence
+from enum import StrEnum
 from importlib.metadata import version
 from pathlib import Path
 from typing import Annotated
@@ -12,13 +13,14 @@ from rich.console import Console
 from fedgen import places, report
 from fedgen import plan as plans
 from fedgen.errors import FedgenError, PlanError
+from fedgen.exhibit import draw
 from fedgen.report.wording import saving, size
 from fedgen.run import PLAN, Run
 from fedgen.sample import sampler
-from fedgen.screen import Screen, outcome_table, runs_table, standing
+from fedgen.screen import Screen, outcome_table, quality_table, runs_table, standing
 from fedgen.store import save_bundle
 
-DEMO = Path(__file__).parent / "demo.toml"
+DEMOS = Path(__file__).parent / "demos"
 WIDE = 160  # columns for a pipe or a file, where nothing should be cut
 
 app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False, help=__doc__)
@@ -46,14 +48,25 @@ def front(
     """Federate generative models' adapters: run plans, look at runs, and use what they trained."""
 
 
+class What(StrEnum):
+    """Which demo."""
+
+    text = "text"
+    images = "images"
+
+
 @app.command()
 def demo(
-    to: Annotated[Path | None, typer.Option(help="The run's folder; by default a new one below runs/.")] = None,
+    what: Annotated[What | None, typer.Argument(help="Only this one; both without it.")] = None,
+    to: Annotated[Path | None, typer.Option(help="The runs' folder; by default a new one each below runs/.")] = None,
     settings: Settings = [],  # noqa: B006  typer reads the default, nobody changes it
 ) -> None:
-    """Federate the embedded model over Python's own modules, and show what each gains."""
-    found = _play(DEMO, to, settings)
-    _say_samples(found)
+    """Federate the embedded models: text over Python's own modules, images over the letters of many typefaces."""
+    for name in [what] if what else What:
+        out.print(f"[bold]The demo of {name}[/bold]")
+        found = _play(DEMOS / f"{name}.toml", to / name if to and not what else to, settings)
+        if name is What.text:
+            _say_samples(found)
 
 
 @app.command("run")
@@ -115,14 +128,24 @@ def compare(
 @app.command()
 def generate(
     run: RunFolder,
-    prompt: Annotated[str, typer.Argument(help="What to continue.")],
-    adapter: Annotated[str, typer.Option(help="backbone, global, or client/NAME.")] = "global",
-    tokens: Annotated[int, typer.Option(min=1, help="At most so many tokens.")] = 64,
-    temperature: Annotated[float, typer.Option(min=0.0, help="0 takes the likeliest token each time.")] = 0.0,
-    seed: Annotated[int, typer.Option(help="Names the draw where the temperature is not 0.")] = 0,
+    prompt: Annotated[
+        str, typer.Option(help="What to continue, or to draw; a class's number where it is asked by that.")
+    ],
+    adapter: Annotated[str, typer.Option(help="backbone, global, global@round-N, or client/NAME.")] = "global",
+    seed: Annotated[int, typer.Option(help="Names the draw.")] = 0,
+    tokens: Annotated[int, typer.Option(min=1, help="Text: at most so many tokens.")] = 64,
+    temperature: Annotated[float, typer.Option(min=0.0, help="Text: 0 takes the likeliest token each time.")] = 0.0,
+    n: Annotated[int, typer.Option("--n", min=1, help="Images: how many.")] = 1,
+    steps: Annotated[int, typer.Option(min=1, help="Images: steps of denoising.")] = 20,
+    guidance: Annotated[float, typer.Option(min=0.0, help="Images: how far towards the prompt; 1 is as learnt.")] = 2.0,
+    to: Annotated[Path, typer.Option("--out", help="Images: the folder for them.")] = Path("pictures"),
 ) -> None:
-    """Continue a prompt under one of a run's adapters; only what follows the prompt is written."""
+    """Continue a prompt, or draw it, under one of a run's adapters."""
     voice = sampler(Run(run))
+    if voice.backbone.kind == "image":
+        for path in draw(voice, prompt, adapter, range(seed, seed + n), to, steps=steps, guidance=guidance):
+            out.print(str(path), soft_wrap=True, markup=False)
+        return
     for piece in voice.write(prompt, adapter=adapter, tokens=tokens, temperature=temperature, seed=seed):
         sys.stdout.write(piece)
         sys.stdout.flush()
@@ -137,7 +160,7 @@ def export(
 ) -> None:
     """Write an adapter as a bundle that PEFT and other servers read unchanged."""
     found, card = Run(run).adapter(adapter)
-    written = save_bundle(to, found, card)
+    written = save_bundle(to, found, card, component=Run(run).facts.get("component", ""))
     out.print(f"{to}: rank {written.rank}, content {written.hash[:12]}, made by run {written.run}", soft_wrap=True)
 
 
@@ -154,6 +177,8 @@ def _say_outcome(run: Run, *, write: bool = True) -> None:
         out.print(standing(run), soft_wrap=True)
         return
     out.print(outcome_table(run))
+    if measures := quality_table(run):
+        out.print(measures)
     if write:
         out.print(f"report: {report.write(run)}", soft_wrap=True)
 

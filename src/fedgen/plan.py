@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 from fedgen.aggregate import AGGREGATES, Aggregate, Average, Exact
-from fedgen.backbones import BACKBONES, Language
+from fedgen.backbones import BACKBONES, Diffusion, Language, Model
 from fedgen.client import Training
 from fedgen.cohort import COHORTS, Cohort, Uniform
 from fedgen.data import PARTITIONS, SOURCES, ByField, Deal, Partition, Source, Stdlib
@@ -31,11 +31,32 @@ class Adapter:
 
 @dataclass(frozen=True)
 class Measure:
-    """What is measured: validation rows of `clients` every so many rounds (0: never), `rows` at most each (0: all)."""
+    """What is measured: validation rows of `clients` every so many rounds (0: never), `rows` at most each (0: all).
+
+    `keep` is after how many rounds the shared adapters are kept as bundles CLUSTER@round-N (0: only the last ones).
+    """
 
     every: Annotated[int, Range(0)] = 1
     clients: Annotated[int, Range(1)] = 16
     rows: Annotated[int, Range(0)] = 0
+    keep: Annotated[int, Range(0)] = 0
+
+
+@dataclass(frozen=True)
+class Quality:
+    """What is drawn once the rounds of images are over: `pictures` by each adapter of `clients` clients (0: none).
+
+    Each takes `steps` of denoising, with `guidance` towards its prompt. Distances are measured on the `features` of a
+    network, whose `weights` are a file; prompts are held against pictures by the CLIP folder `clip`.
+    """
+
+    pictures: Annotated[int, Range(0)] = 0
+    clients: Annotated[int, Range(1)] = 8
+    steps: Annotated[int, Range(1)] = 20
+    guidance: Annotated[float, Range(0)] = 2.0
+    features: Literal["none", "judge", "resnet", "inception"] = "none"
+    weights: str = ""
+    clip: str = ""
 
 
 @dataclass(frozen=True)
@@ -46,7 +67,7 @@ class Plan:
     seed: Annotated[int, Range(0)] = 0
     rounds: Annotated[int, Range(1)] = 10
     place: Literal["inprocess"] = "inprocess"
-    backbone: Language = field(default_factory=Language)
+    backbone: Model = field(default_factory=Language)
     adapter: Adapter = field(default_factory=Adapter)
     data: Source = field(default_factory=Stdlib)
     partition: Partition = field(default_factory=ByField)
@@ -57,6 +78,7 @@ class Plan:
     outer: Outer = field(default_factory=Plain)
     personal: Personal = field(default_factory=FineTune)
     evaluate: Measure = field(default_factory=Measure)
+    quality: Quality = field(default_factory=Quality)
 
 
 Table = Mapping[str, type[Any]]
@@ -69,7 +91,13 @@ TABLES: dict[str, Table] = {
     "outer": OUTERS,
     "personal": PERSONALS,
 }
-SECTIONS: dict[str, type[Any]] = {"adapter": Adapter, "deal": Deal, "training": Training, "evaluate": Measure}
+SECTIONS: dict[str, type[Any]] = {
+    "adapter": Adapter,
+    "deal": Deal,
+    "training": Training,
+    "evaluate": Measure,
+    "quality": Quality,
+}
 
 
 def read(source: Plan | Path | str | Mapping[str, Any], settings: Sequence[str] = ()) -> Plan:
@@ -203,6 +231,10 @@ def agree(plan: Plan) -> None:
         )
     if plan.training.momentum and plan.training.optimizer != "sgd":
         raise PlanError("training.momentum: AdamW has its own; set training.optimizer = 'sgd', or momentum = 0")
+    if plan.quality.features in ("resnet", "inception") and not plan.quality.weights:
+        raise PlanError(f"quality.weights: {plan.quality.features} wants the file of its weights, came none")
+    if plan.quality.pictures and not isinstance(plan.backbone, Diffusion):
+        raise PlanError("quality.pictures: only a backbone of kind 'diffusion' draws any; set it to 0")
 
 
 def kind_of(section: str, part: object) -> str:

@@ -6,12 +6,14 @@ from pathlib import Path
 from typing import Any
 
 from fedgen import plan as plans
-from fedgen.backbones import LanguageBackbone
+from fedgen.backbones import Backbone, LanguageBackbone
 from fedgen.errors import StoreError
+from fedgen.exhibit import QUALITY, exhibit
 from fedgen.journal import hold
 from fedgen.places import inprocess
 from fedgen.plan import Plan
-from fedgen.run import PLAN, SHELF, Cost, Run, Tell, cost_of, go
+from fedgen.run import PLAN, SHELF, Cost, Finished, Run, Tell, cost_of, go
+from fedgen.sample import sampler
 from fedgen.store import write_whole
 
 
@@ -37,7 +39,7 @@ def run(
     with hold(where):
         _refuse_a_run(where)  # another process may have been faster
         write_whole(where / PLAN, plans.write(settled).encode())
-        return go(where, settled, place, tell)
+        return _shown(go(where, settled, place, tell), tell)
 
 
 def _refuse_a_run(folder: Path) -> None:
@@ -53,10 +55,18 @@ def resume(folder: Path | str, *, tell: Tell = silent) -> Run:
     found = Run(Path(folder))
     with hold(found.folder):
         if found.finished:
-            return found
+            return _shown(found, tell)
         settled = found.plan
         place = inprocess.place(settled, settled.backbone.load(), found.folder / SHELF, tell)
-        return go(found.folder, settled, place, tell)
+        return _shown(go(found.folder, settled, place, tell), tell)
+
+
+def _shown(run: Run, tell: Tell) -> Run:
+    """The finished run, with what its plan wants drawn."""
+    if run.plan.quality.pictures and not (run.folder / QUALITY).exists():
+        exhibit(run, sampler(run), inprocess.holdings(run.plan), tell)
+    tell(Finished(run.folder))
+    return run
 
 
 def cost(plan: Plan | Path | str | Mapping[str, Any], *, settings: Sequence[str] = ()) -> tuple[Plan, Cost]:
@@ -67,8 +77,10 @@ def cost(plan: Plan | Path | str | Mapping[str, Any], *, settings: Sequence[str]
     return settled, cost_of(settled, inprocess.place(settled, backbone, None, silent))
 
 
-def held_out_prompt(plan: Plan, backbone: LanguageBackbone, client: str, tokens: int = 24) -> str:
+def held_out_prompt(plan: Plan, backbone: Backbone, client: str, tokens: int = 24) -> str:
     """The opening of a client's first test row: text that no adapter was trained on."""
+    if not isinstance(backbone, LanguageBackbone):
+        raise StoreError(f"client '{client}': holds pictures, and no text that could be continued")
     held, _ = inprocess.hold_data(plan, backbone)
     ids = held[client].test["ids"][0, :tokens].tolist()
     return str(backbone.tokenizer.decode([token for token in ids if token != backbone.end]))

@@ -22,7 +22,7 @@ from fedgen.client import width
 from fedgen.data import clients
 from fedgen.data.deal import count
 from fedgen.plan import Plan
-from fedgen.records import Ask, Client, Offer, Reply, Update
+from fedgen.records import Ask, Client, Document, Offer, Reply, Update
 from fedgen.rounds import Site, turns
 from fedgen.run import Place
 from fedgen.store import Shelf
@@ -36,15 +36,14 @@ def settle(plan: Plan, backbone: Backbone) -> Plan:
     targets = plan.adapter.targets or tuple(backbone.targets)
     adapter = dataclasses.replace(plan.adapter, targets=targets)
     training = dataclasses.replace(plan.training, cohort=wide)
-    return dataclasses.replace(
-        plan, backbone=whole(plan.backbone), data=whole(plan.data), adapter=adapter, training=training
-    )
+    places = {section: whole(getattr(plan, section)) for section in ("backbone", "data", "quality")}
+    return dataclasses.replace(plan, **places, adapter=adapter, training=training)
 
 
 def whole(part: Any) -> Any:
     """A part with the path it reads from made absolute, so that a run can be resumed from any folder."""
     said = {spot.name: getattr(part, spot.name) for spot in dataclasses.fields(part)}
-    paths = {key: said[key] for key in ("path", "source") if key in said}
+    paths = {key: said[key] for key in ("path", "source", "weights", "clip") if said.get(key)}
     local = {key: path for key, path in paths.items() if path != "embedded" and not path.startswith("hub:")}
     return dataclasses.replace(part, **{key: str(Path(path).expanduser().absolute()) for key, path in local.items()})
 
@@ -64,10 +63,21 @@ def place(plan: Plan, backbone: Backbone, shelf: Path | None, tell: Callable[[ob
 
 def hold_data(plan: Plan, backbone: Backbone) -> tuple[dict[str, Client], tuple[str, ...]]:
     """The clients with their encoded rows, and the names of those too small."""
-    documents = plan.data.read()
-    shares = plan.partition.share(documents, seeds.generator(plan.seed, -1, "", "partition"))
+    documents, shares = shared_out(plan)
     draw_of = functools.partial(_draw, plan.seed)
     return clients(documents, shares, backbone.encode, plan.deal, draw_of)
+
+
+def shared_out(plan: Plan) -> tuple[list[Document], dict[str, list[int]]]:
+    """All documents, and which of them each client holds."""
+    documents = plan.data.read()
+    return documents, plan.partition.share(documents, seeds.generator(plan.seed, -1, "", "partition"))
+
+
+def holdings(plan: Plan) -> dict[str, list[Document]]:
+    """Each client's documents, as only a place that has all clients in it can know them."""
+    documents, shares = shared_out(plan)
+    return {name: [documents[at] for at in own] for name, own in shares.items()}
 
 
 def _draw(seed: int, client: str) -> torch.Generator:
@@ -78,8 +88,11 @@ def facts_of(plan: Plan, backbone: Backbone) -> dict[str, Any]:
     """What holds for the whole run: the model's size and identity, the machine, the versions."""
     weights = list(backbone.network.parameters())  # a tied weight counts once
     layers = lora.targets(backbone.network, plan.adapter.targets)
+    libraries = ("fedgen-edge", "torch", "transformers", *(["diffusers"] if backbone.kind == "image" else []))
     return {
-        "kind": "text",
+        "kind": backbone.kind,
+        "component": backbone.component,
+        "looks": backbone.looks,
         "backbone": backbone.name,
         "backbone_hash": backbone.hash,
         "targets": list(plan.adapter.targets),
@@ -88,7 +101,7 @@ def facts_of(plan: Plan, backbone: Backbone) -> dict[str, Any]:
         "full_bytes": sum(weight.numel() * weight.element_size() for weight in weights),
         "row_bytes": backbone.row_bytes(),
         "machine": f"{platform.machine()}, {os.cpu_count()} cores, {weights[0].device.type}",
-        "versions": {name: version(name) for name in ("fedgen-edge", "torch", "transformers")},
+        "versions": {name: version(name) for name in libraries},
         "python": platform.python_version(),
         "began": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
     }

@@ -1,0 +1,209 @@
+"""What a run's adapters draw, once its rounds are over: sheets side by side and over rounds, and measures of them."""
+
+import itertools
+import json
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from fedgen.data.glyphs import PLAIN, Glyphs, character_of
+from fedgen.plan import Plan, Quality
+from fedgen.quality import FEATURES, Clip, Features, compare
+from fedgen.quality.judge import Judge
+from fedgen.records import GLOBAL, Document
+from fedgen.run import KEPT, Run
+from fedgen.sample import BARE, Sampler, Wish
+from fedgen.sheet import empty, save_png, save_sheet
+from fedgen.store import write_whole
+
+QUALITY, SAMPLES = "quality.json", "samples"
+PERSONAL = "personal"
+SHOWN, ACROSS = 6, 10  # clients and pictures on a sheet
+
+Held = Mapping[str, Sequence[Document]]  # each client's documents
+
+
+@dataclass(frozen=True)
+class Painting:
+    """An event while pictures are drawn: how many of how many are done."""
+
+    done: int
+    total: int
+
+
+def exhibit(run: Run, voice: Sampler, held: Held, tell: Callable[[object], None]) -> None:
+    """Draw for some clients under the backbone and under global and personal adapters; save sheets and measures."""
+    plan = run.plan
+    names, kinds = chosen(run, held, plan.quality.clients), kinds_of(run)
+    asked = {name: wanted(held[name], plan.quality.pictures) for name in names}
+    groups = [
+        [Wish(adapter(name), document, plan.seed + at) for name in names for at, document in enumerate(asked[name])]
+        for adapter in kinds.values()
+    ]
+    course = [BARE, *rounds, GLOBAL] if (rounds := kept(run)) else []
+    some = [document for name in names for document in asked[name][:1]][:ACROSS]
+    groups += [[Wish(adapter, document, plan.seed + at) for at, document in enumerate(some)] for adapter in course]
+    made = _painted(voice, groups, plan.quality, tell)
+    drawn = dict(zip(kinds, made, strict=False))
+    sheets = [_side_by_side(run, asked, drawn)]
+    if course:
+        sheets.append(_over_rounds(run, dict(zip(course, made[len(kinds) :], strict=True))))
+    documents = [document for name in names for document in asked[name]]
+    real = [document.picture for name in names for document in held[name] if document.picture is not None]
+    content = {"sheets": sheets, "measures": measured(plan, documents, drawn, torch.stack(real))}
+    write_whole(run.folder / QUALITY, (json.dumps(content, indent=1, ensure_ascii=False) + "\n").encode())
+
+
+def draw(
+    voice: Sampler, prompt: str, adapter: str, seeds: Iterable[int], to: Path, *, steps: int, guidance: float
+) -> Iterator[Path]:
+    """One prompt, or one class, under one adapter: a PNG a seed, which says how it was made, and a sheet of all."""
+    asked = Document("", "", prompt, label=prompt)
+    wishes = [Wish(adapter, asked, seed) for seed in seeds]
+    said = {"prompt": prompt, "adapter": adapter, "run": voice.run.folder.name, "steps": steps, "guidance": guidance}
+    made = []
+    for wish, picture in zip(wishes, voice.paint(wishes, steps=steps, guidance=guidance), strict=True):
+        path = to / f"{adapter.replace('/', '-')}-{wish.seed}.png"
+        save_png(path, picture, said | {"seed": wish.seed})
+        made.append(picture)
+        yield path
+    sheet = to / f"{adapter.replace('/', '-')}-sheet.png"
+    rows = [("", torch.stack(made[at : at + ACROSS])) for at in range(0, len(made), ACROSS)]
+    save_sheet(sheet, rows, said | {"seeds": [wish.seed for wish in wishes]})
+    yield sheet
+
+
+def kinds_of(run: Run) -> dict[str, Callable[[str], str]]:
+    """The kinds of adapter that a run has, and for each the adapter that a client is drawn with."""
+    own: dict[str, Callable[[str], str]] = {PERSONAL: lambda name: f"client/{name}"}
+    return {BARE: lambda name: BARE, GLOBAL: lambda name: GLOBAL} | (own if run.shelf().clients() else {})
+
+
+def kept(run: Run) -> list[str]:
+    """The shared adapters that were kept on the way, by round; that of the last is the global one."""
+    last = f"{GLOBAL}{KEPT}{run.plan.rounds}"
+    return [name for name in run.adapters() if name.startswith(f"{GLOBAL}{KEPT}") and name != last]
+
+
+def chosen(run: Run, held: Held, count: int) -> list[str]:
+    """So many clients, label by label in turn, so that every label is seen; only such as have an adapter, if any do."""
+    own = set(run.shelf().clients()) or set(held)
+    by_label: dict[str, list[str]] = {}
+    for name in sorted(own & set(held)):
+        by_label.setdefault(held[name][0].label, []).append(name)
+    order = sorted((at, label) for label, names in by_label.items() for at in range(len(names)))
+    return [by_label[label][at] for at, label in order[:count]]
+
+
+def wanted(documents: Sequence[Document], count: int) -> list[Document]:
+    """What is drawn for a client: one of each prompt and label, those for testing first, then again."""
+    each: dict[tuple[str, str], Document] = {}
+    for document in sorted(documents, key=lambda document: document.part != "test"):
+        each.setdefault((document.prompt, document.label), document)
+    return list(itertools.islice(itertools.cycle(each.values()), count))
+
+
+def _painted(
+    voice: Sampler, groups: Sequence[Sequence[Wish]], quality: Quality, tell: Callable[[object], None]
+) -> list[Tensor]:
+    """The pictures of each group of wishes."""
+    wishes, made = list(itertools.chain(*groups)), []
+    for picture in voice.paint(wishes, steps=quality.steps, guidance=quality.guidance):
+        made.append(picture)
+        tell(Painting(len(made), len(wishes)))
+    return list(torch.stack(made).split([len(group) for group in groups]))
+
+
+def _side_by_side(run: Run, asked: Mapping[str, Sequence[Document]], drawn: Mapping[str, Tensor]) -> dict[str, str]:
+    """A block of rows a client: a real picture of each prompt, and what each kind of adapter made of it."""
+    rows: list[tuple[str, Tensor]] = []
+    at = 0
+    for name, documents in list(asked.items())[:SHOWN]:
+        real = [document.picture for document in documents[:ACROSS] if document.picture is not None]
+        rows.append((f"{name}: its own", torch.stack(real)))
+        rows += [(kind, pictures[at : at + len(documents)][:ACROSS]) for kind, pictures in drawn.items()]
+        rows.append(("", empty()))
+        at += len(documents)
+    return _saved(run, "side-by-side.png", "Side by side", "the same prompts and the same noise in each row", rows[:-1])
+
+
+def _over_rounds(run: Run, course: Mapping[str, Tensor]) -> dict[str, str]:
+    rows = [(name.replace(f"{GLOBAL}{KEPT}", "round "), pictures) for name, pictures in course.items()]
+    note = "the global adapter as it grew; the same prompts and noise in each row"
+    return _saved(run, "rounds.png", "Round by round", note, rows)
+
+
+def _saved(run: Run, file: str, title: str, note: str, rows: Sequence[tuple[str, Tensor]]) -> dict[str, str]:
+    quality = run.plan.quality
+    made = {"run": run.folder.name, "steps": quality.steps, "guidance": quality.guidance, "seed": run.plan.seed}
+    save_sheet(run.folder / SAMPLES / file, rows, made)
+    return {"file": f"{SAMPLES}/{file}", "title": title, "note": note}
+
+
+# ---- measures
+
+
+def measured(plan: Plan, asked: Sequence[Document], drawn: Mapping[str, Tensor], real: Tensor) -> dict[str, Any]:
+    """The table of measures: one row a measure, one column a kind of adapter."""
+    rows: list[list[Any]] = []
+    steps, guidance = plan.quality.steps, plan.quality.guidance
+    notes = [f"{len(asked)} pictures by each adapter, {steps} steps, guidance {guidance:g}, one seed"]
+    if isinstance(plan.data, Glyphs):
+        found, note = judged(plan.data, asked, drawn)
+        rows, notes = rows + found, [*notes, note]
+    if plan.quality.features != "none":
+        found, note = compared(plan.quality, drawn, real)
+        rows, notes = rows + found, [*notes, note]
+    if plan.quality.clip:
+        eye, prompts = Clip(plan.quality.clip), [document.prompt for document in asked]
+        rows.append(["CLIP score", *(float(eye.score(made, prompts).mean()) for made in drawn.values())])
+    return {"columns": list(drawn), "rows": rows, "note": "; ".join(notes)}
+
+
+def judged(world: Glyphs, asked: Sequence[Document], drawn: Mapping[str, Tensor]) -> tuple[list[list[Any]], str]:
+    """How often the judge sees the style and the letter that were wanted, over all prompts and over those held out."""
+    judge, styles = Judge(), tuple(dict.fromkeys((*PLAIN, *world.styles)))
+    hidden = torch.tensor([document.part == "test" for document in asked])
+    rows: dict[str, list[Any]] = {}
+    for made in drawn.values():
+        right = {
+            "Style": zip(judge.styles(made, styles), [document.label for document in asked], strict=True),
+            "Letter": zip(
+                judge.letters(made, world.characters),
+                [character_of(document.prompt) for document in asked],
+                strict=True,
+            ),
+        }
+        for what, pairs in right.items():
+            hits = torch.tensor([said == true for said, true in pairs]).double()
+            rows.setdefault(f"{what} judged right", []).append(f"{hits.mean():.1%}")
+            if hidden.any():
+                rows.setdefault(f"{what} judged right, characters held out", []).append(f"{hits[hidden].mean():.1%}")
+    record = judge.record
+    note = (
+        f"the judge chooses among {len(styles)} styles and {len(world.characters)} characters; on real glyphs of the "
+        f"demo's seven styles it is right on {record['demo_styles_right']:.1%} and {record['demo_letters_right']:.1%}"
+    )
+    return [[name, *cells] for name, cells in sorted(rows.items(), key=lambda row: "held out" in row[0])], note
+
+
+def compared(quality: Quality, drawn: Mapping[str, Tensor], real: Tensor) -> tuple[list[list[Any]], str]:
+    """Distances to the clients' own pictures on the features that the plan names, and how much of them is covered."""
+    features = features_of(quality)
+    found = [compare(features, real, made) for made in drawn.values()]
+    rows = [
+        [found[0].called, *(one.frechet for one in found)],
+        ["Kernel distance, same features", *(one.kernel for one in found)],
+        ["Precision", *(one.precision for one in found)],
+        ["Recall", *(one.recall for one in found)],
+    ]
+    return rows, f"distances are to {len(real)} pictures of the same clients; lower is better"
+
+
+def features_of(quality: Quality) -> Features:
+    """The network that a plan names."""
+    return FEATURES[quality.features](quality.weights)
