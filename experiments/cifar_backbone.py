@@ -22,7 +22,7 @@ VEHICLES, ANIMALS = ("0", "1", "8", "9"), ("2", "3", "4", "5", "6", "7")
 # A class reaches a DiT only through norm1.linear, which reads the class's embedding and the time. So that layer is
 # adapted beside attention and feed-forward: nothing else can tell animals apart, none of which the backbone has seen.
 TARGETS = ("to_q", "to_k", "to_v", "to_out.0", "ff.net.0.proj", "ff.net.2", "norm1.linear")
-SEED, RATE, EMPTY, FOREIGN = 0, 2e-3, 0.1, 0.1
+SEED, EMPTY, FOREIGN = 0, 0.1, 0.1
 RECORD = "training.json"
 INDEX = {
     "_class_name": "DiTPipeline",
@@ -41,6 +41,7 @@ class Recipe:
     patch: int
     minutes: float
     batch: int = 64
+    rate: float = 2e-3
 
 
 def loaded(folder: Path) -> DiffusionBackbone:
@@ -78,11 +79,11 @@ def pretrain(recipe: Recipe, folder: Path, documents: Sequence[Document]) -> Non
     backbone = untrained(recipe, folder)
     rows, network = backbone.encode(documents), backbone.network.requires_grad_(True)
     mean = copy.deepcopy(network).requires_grad_(False)
-    optimizer = torch.optim.AdamW(network.parameters(), lr=RATE, betas=(0.9, 0.99), weight_decay=0.01)
+    optimizer = torch.optim.AdamW(network.parameters(), lr=recipe.rate, betas=(0.9, 0.99), weight_decay=0.01)
     draw, begin, step = seeds.generator(SEED, -1, "", "pretrain"), time.monotonic(), 0
     while (done := (time.monotonic() - begin) / (60 * recipe.minutes)) < 1:
         for group in optimizer.param_groups:
-            group["lr"] = RATE * min(1, (step + 1) / 200) * min(1, (1 - done) / 0.6 + 0.01)
+            group["lr"] = recipe.rate * min(1, (step + 1) / 200) * min(1, (1 - done) / 0.6 + 0.01)
         batch = altered(take(rows, torch.randint(len(documents), (recipe.batch,), generator=draw)), draw)
         with torch.autocast(backbone.device.type, torch.bfloat16):
             loss = backbone.losses(backbone.draw(batch, draw))[0].mean()
@@ -92,7 +93,7 @@ def pretrain(recipe: Recipe, folder: Path, documents: Sequence[Document]) -> Non
         if step % 100 == 0:
             print(f"pre-training, step {step}  {done:.0%}  loss {loss.item():.4f}", flush=True)
     mean.save_pretrained(folder / "transformer")
-    record = asdict(recipe) | {"classes": VEHICLES, "pictures": len(documents), "steps": step, "rate": RATE}
+    record = asdict(recipe) | {"classes": VEHICLES, "pictures": len(documents), "steps": step}
     record |= {"labels_left_out": EMPTY, "labels_of_animals": FOREIGN}
     write_whole(folder / RECORD, (json.dumps(record, indent=1) + "\n").encode())
 

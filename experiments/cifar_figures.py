@@ -32,7 +32,7 @@ def curves(path: Path, result: Mapping[str, Any]) -> None:
     sent.xaxis.set_minor_formatter(NullFormatter())
     rounds.set_ylim(0, 1.08 * max(max(result[name]["frechet"]) for name in STYLES))
     rounds.set_ylabel(f"{result['distance']}\n(lower is better)", fontsize=9)
-    rounds.legend(frameon=False, fontsize=9)
+    figure.legend(*rounds.get_legend_handles_labels(), loc="outside upper center", ncols=4, frameon=False, fontsize=9)
     figure.savefig(path)
 
 

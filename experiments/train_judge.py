@@ -1,6 +1,6 @@
 """Train the glyph judge on real glyphs of every style; write its weights and its own accuracy beside them.
 
-    python experiments/train_judge.py OUT [--epochs 8]
+    python experiments/train_judge.py OUT [--epochs 6]
 
 A little noise and blur is laid over the drawings it learns from, so that it does not judge by single pixels.
 """
@@ -53,7 +53,7 @@ def worn(pictures: Tensor, draw: torch.Generator) -> Tensor:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("out", type=Path)
-    parser.add_argument("--epochs", type=int, default=8)
+    parser.add_argument("--epochs", type=int, default=6)
     args = parser.parse_args()
     torch.manual_seed(SEED)
     pictures, styles, letters = rendered(DRAWN, SEED)

@@ -240,10 +240,12 @@ def test_real_glyphs_are_judged_right_and_those_of_another_style_wrong() -> None
     rows, note = judged(WORLD, ASKED, {"real": real, "plain": as_drawn("plain"), "bold": as_drawn("bold")})
     found = {name: [float(cell.rstrip("%")) for cell in cells] for name, *cells in rows}
     real_style, plain_style, bold_style = found["Style judged right"]
-    assert real_style > 75 > 60 > bold_style > 40 > 10 > plain_style
-    assert min(found["Letter judged right"]) > 60
+    assert real_style > 90
+    assert bold_style == pytest.approx(50, abs=8)  # half of what is asked for is bold
+    assert plain_style < 10
+    assert min(found["Letter judged right"]) > 75
     hidden = found["Style judged right, characters held out"]
-    assert hidden[0] > 75 > 60 > hidden[2] > 40
+    assert hidden[0] > 85 > hidden[2] > 35 > 15 > hidden[1]
     assert note.startswith("the judge chooses among 5 styles and 12 characters; on real glyphs of the demo's seven")
 
 
@@ -281,7 +283,7 @@ def clip(pipelines: dict[str, Path], tmp_path_factory: pytest.TempPathFactory) -
     small = {"hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2}
     text = small | {"vocab_size": 300, "max_position_embeddings": 16, "bos_token_id": 0, "eos_token_id": 0}
     with torch.random.fork_rng():
-        torch.manual_seed(3)
+        torch.manual_seed(5)
         vision = small | {"image_size": 16, "patch_size": 8}
         network = CLIPModel(CLIPConfig(text_config=text, vision_config=vision, projection_dim=4))
     folder = tmp_path_factory.mktemp("clip")

@@ -45,7 +45,8 @@ class Reader:
         if not library:
             return None
         here = self.folder / part if (self.folder / part).is_dir() else self.folder  # early folders have one level
-        known = getattr(library_of(library), name, None)
+        with silence():  # diffusers imports what it finds, and some of that talks
+            known = getattr(library_of(library), name, None)
         if known is None:
             raise BackboneError(
                 f"backbone: {INDEX} of '{self.source}' names {library}.{name}, which this version lacks"
@@ -113,15 +114,17 @@ def library_of(name: str) -> ModuleType:
 @contextmanager
 def silence() -> Iterator[None]:
     """Neither bars nor advice from the libraries while they load."""
-    logger = logging.getLogger("diffusers")
-    level, bars = logger.level, import_module("transformers").utils.logging
+    loggers = [logging.getLogger(name) for name in ("diffusers", "transformers", "bitsandbytes")]
+    levels, bars = [logger.level for logger in loggers], import_module("transformers").utils.logging
     loud = bars.is_progress_bar_enabled()
-    logger.setLevel(logging.ERROR)
     bars.disable_progress_bar()
+    for logger in loggers:
+        logger.setLevel(logging.ERROR)
     try:
         yield
     finally:
-        logger.setLevel(level)
+        for logger, level in zip(loggers, levels, strict=True):
+            logger.setLevel(level)
         if loud:
             bars.enable_progress_bar()
 

@@ -68,9 +68,12 @@ class Judge:
         eye.load_state_dict({key: value.float() for key, value in weights.items()})
         return eye.eval().requires_grad_(False)
 
-    @torch.no_grad()
     def of(self, pictures: Tensor) -> Tensor:
-        """Pictures [n, 1, high, wide] in bytes as features [n, 64]."""
+        """Pictures [n, 1, high, wide] in bytes as features [n, 64], each of length 8: their mean square is 1."""
+        return F.normalize(self._seen(pictures)) * FEATURES**0.5
+
+    @torch.no_grad()
+    def _seen(self, pictures: Tensor) -> Tensor:
         if pictures.dim() != 4 or pictures.shape[1] != 1 or pictures.dtype != torch.uint8:
             raise DataError(f"judge: wanted grey pictures [n, 1, high, wide] in bytes, came {tuple(pictures.shape)}")
         if pictures.shape[2:] != (SIDE, SIDE):
@@ -80,11 +83,11 @@ class Judge:
 
     def styles(self, pictures: Tensor, among: Sequence[str]) -> list[str]:
         """The likeliest of some styles, a picture each."""
-        return _best(self._eye.styles(self.of(pictures)), list(STYLES), among)
+        return _best(self._eye.styles(self._seen(pictures)), list(STYLES), among)
 
     def letters(self, pictures: Tensor, among: Sequence[str]) -> list[str]:
         """The likeliest of some characters, a picture each."""
-        return _best(self._eye.letters(self.of(pictures)), list(CHARACTERS), among)
+        return _best(self._eye.letters(self._seen(pictures)), list(CHARACTERS), among)
 
 
 def _best(said: Tensor, names: Sequence[str], among: Sequence[str]) -> list[str]:
