@@ -2,7 +2,7 @@
 
     python bench/glyphs.py [NAME ...]
 
-Each name is a variant below; what it gains, draws and sends goes to one result file, and what is there is not run again.
+Each name is a variant below; what it gains, draws and sends goes to one file of results, and what is there stays.
 """
 
 import json

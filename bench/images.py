@@ -48,7 +48,7 @@ class Lengths:
     """How long everything is: steps of a picture, steps of a turn, repeats."""
 
     picture: int = 20
-    turn: int = 8
+    turn: int = 4
     repeats: int = 5
 
 

@@ -120,11 +120,6 @@ def bank(backbone: LanguageBackbone) -> Iterator[Bank]:
 # ---- pictures
 
 
-def pytest_configure(config: pytest.Config) -> None:
-    """What diffusers 0.42 does with NumPy 2.4 in its solvers is no fault of ours."""
-    config.addinivalue_line("filterwarnings", "ignore:__array__ implementation doesn't accept:DeprecationWarning")
-
-
 TOKENS, WIDTH = 16, 32
 
 

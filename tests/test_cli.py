@@ -18,7 +18,9 @@ from typing import Any
 import pytest
 from typer.testing import CliRunner, Result
 
+import fedgen
 from fedgen import Run, cli, plan
+from fedgen.sheet import GAP, MARGIN
 from fedgen.store import load_bundle
 
 COMMAND = [sys.executable, "-m", "fedgen.cli"]
@@ -144,6 +146,69 @@ def test_generate_writes_the_same_for_the_same_seed_and_other_text_for_another_a
     assert written(*warm) == written(*warm)
     assert written(*warm) != written("--temperature", 1.0, "--seed", 4)
     assert written("--adapter", "backbone") == written("--adapter", "backbone")
+
+
+@pytest.fixture(scope="module")
+def picture_run(pipelines: dict[str, Path], tmp_path_factory: pytest.TempPathFactory) -> Run:
+    """A run of one round over scanned digits, each told by its number."""
+    plan = {
+        "rounds": 1,
+        "backbone": {"kind": "diffusion", "source": str(pipelines["classes"]), "device": "cpu"},
+        "data": {"kind": "digits"},
+        "partition": {"kind": "even", "clients": 60},
+        "cohort": {"count": 2},
+        "training": {"steps": 2, "batch": 2},
+        "personal": {"kind": "none"},
+        "evaluate": {"every": 0, "rows": 1},
+    }
+    return fedgen.run(plan, tmp_path_factory.mktemp("pictures") / "digits")
+
+
+def drawn(run: Run, to: Path, *words: object) -> dict[str, bytes]:
+    """The files that `generate` draws, which are those that it names."""
+    said = called("generate", run.folder, "--steps", 2, "--out", to, *words)
+    assert said.exit_code == 0, said.output
+    assert said.stdout.splitlines() == [str(to / Path(line).name) for line in said.stdout.splitlines()]
+    assert {Path(line).name for line in said.stdout.splitlines()} == {path.name for path in to.iterdir()}
+    return {path.name: path.read_bytes() for path in to.iterdir()}
+
+
+def test_generate_draws_pictures_that_say_how_they_were_made(picture_run: Run, tmp_path: Path) -> None:
+    image = pytest.importorskip("PIL.Image", reason="the extra 'images' is not installed")
+    made = drawn(picture_run, tmp_path / "new", "--prompt", 3, "--n", 12, "--seed", 5, "--guidance", 1)
+    assert set(made) == {"global-sheet.png", *(f"global-{seed}.png" for seed in range(5, 17))}
+    how = {"prompt": "3", "adapter": "global", "run": "digits", "steps": 2, "guidance": 1.0}
+    with image.open(tmp_path / "new" / "global-7.png") as picture:
+        picture.load()
+        assert (picture.size, picture.mode) == ((8, 8), "L")
+        assert json.loads(picture.text["parameters"]) == how | {"seed": 7}
+    with image.open(tmp_path / "new" / "global-sheet.png") as sheet:
+        sheet.load()
+        assert sheet.size == (2 * MARGIN + GAP + 10 * 52, 2 * MARGIN + 2 * 52)  # ten in a row, the other two below
+        assert json.loads(sheet.text["parameters"]) == how | {"seeds": list(range(5, 17))}
+
+
+def test_generate_draws_the_same_for_the_same_seed_and_else_something_else(picture_run: Run, tmp_path: Path) -> None:
+    first = drawn(picture_run, tmp_path / "first", "--prompt", 3, "--n", 3)
+    assert drawn(picture_run, tmp_path / "again", "--prompt", 3, "--n", 3) == first
+    alone = drawn(picture_run, tmp_path / "alone", "--prompt", 3, "--seed", 2)
+    assert alone["global-2.png"] == first["global-2.png"]
+    other = drawn(picture_run, tmp_path / "other", "--prompt", 4, "--n", 3)
+    assert all(other[name] != first[name] for name in first)
+    assert len(set(first.values())) == 4
+
+
+def test_generate_draws_nothing_where_the_wish_is_wrong(picture_run: Run, tmp_path: Path) -> None:
+    for words, said in (
+        (("--prompt", 3, "--adapter", "client/zoe"), "has no adapter 'client/zoe'; it has global"),
+        (("--prompt", "a cat"), "label 'a cat': wanted the number of a class, 0 to 9"),
+    ):
+        found = called("generate", picture_run.folder, "--out", tmp_path / "out", *words)
+        assert found.exit_code == 1
+        assert said in str(found.exception)
+    for words in (("--prompt", 3, "--n", 0), ("--prompt", 3, "--steps", 0), ()):
+        assert called("generate", picture_run.folder, "--out", tmp_path / "out", *words).exit_code == 2
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_export_makes_a_bundle_with_the_clients_name(tiny_run: Run, tmp_path: Path) -> None:

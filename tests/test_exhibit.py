@@ -14,10 +14,9 @@ from torch import Tensor
 from transformers import AutoTokenizer, CLIPConfig, CLIPModel
 
 import fedgen
-from fedgen import Run, cli, report
+from fedgen import Run, report
 from fedgen import plan as plans
 from fedgen.data.glyphs import Glyphs, character_of, glyph
-from fedgen.errors import DataError
 from fedgen.exhibit import QUALITY, SAMPLES, Painting, chosen, judged, kept, kinds_of, measured, wanted
 from fedgen.places import inprocess, resume
 from fedgen.plan import Plan
@@ -283,7 +282,7 @@ def clip(pipelines: dict[str, Path], tmp_path_factory: pytest.TempPathFactory) -
     small = {"hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2}
     text = small | {"vocab_size": 300, "max_position_embeddings": 16, "bos_token_id": 0, "eos_token_id": 0}
     with torch.random.fork_rng():
-        torch.manual_seed(5)
+        torch.manual_seed(1)  # such that it likes the pictures: a score is never below 0
         vision = small | {"image_size": 16, "patch_size": 8}
         network = CLIPModel(CLIPConfig(text_config=text, vision_config=vision, projection_dim=4))
     folder = tmp_path_factory.mktemp("clip")
@@ -301,9 +300,7 @@ def test_a_clip_score_is_the_mean_over_pictures_and_their_prompts(clip: Path) ->
     assert means[0] != means[1]
 
 
-def test_features_that_cannot_see_the_pictures_leave_the_run_as_it_was(
-    run: Run, tmp_path: Path
-) -> None:
+def test_features_that_cannot_see_the_pictures_leave_the_run_as_it_was(run: Run, tmp_path: Path) -> None:
     wrong = Run(shutil.copytree(run.folder, tmp_path / "tiny"))
     (wrong.folder / QUALITY).unlink()
     text = (wrong.folder / "plan.toml").read_text("utf-8").replace('weights = ""', f'weights = "{tmp_path}/none"')

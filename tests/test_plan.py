@@ -7,15 +7,16 @@ from typing import Any
 import pytest
 
 import fedgen
+from fedgen import cli
 from fedgen import plan as plans
 from fedgen.aggregate import Exact
-from fedgen.backbones import Language
+from fedgen.backbones import Diffusion, Language
 from fedgen.client import Training
-from fedgen.data import Deal, Dirichlet, Even, Folder, Jsonl, PennTreebank
+from fedgen.data import Deal, Digits, Dirichlet, Even, Folder, Jsonl, PennTreebank
 from fedgen.errors import PlanError
 from fedgen.outer import Momentum, Plain
 from fedgen.personal import Keep, Nothing
-from fedgen.plan import Adapter, Plan, read, write
+from fedgen.plan import Adapter, Plan, Quality, read, write
 
 
 def refused(source: Any, *settings: str) -> str:
@@ -82,6 +83,10 @@ WRONG: list[tuple[dict[str, Any], str]] = [
     ({"deal": {"least": 0}}, "deal.least: wanted a whole number at least 1, came 0"),
     ({"deal": {"valid": 0.5, "test": 0.5}},
      "deal: valid and test: wanted shares that leave some to train, came valid = 0.5 and test = 0.5"),
+    ({"quality": {"pictures": -1}}, "quality.pictures: wanted a whole number at least 0, came -1"),
+    ({"quality": {"steps": 0}}, "quality.steps: wanted a whole number at least 1, came 0"),
+    ({"quality": {"guidance": -0.5}}, "quality.guidance: wanted a number at least 0, came -0.5"),
+    ({"quality": {"features": "fid"}}, "quality.features: 'fid' is not one of none, judge, resnet, inception"),
     # numbers that are none, texts that no file can hold, names that no folder can have
     ({"training": {"lr": float("nan")}}, "training.lr: wanted a number above 0, came nan"),
     ({"training": {"lr": float("inf")}}, "training.lr: wanted a number above 0, came inf"),
@@ -116,6 +121,29 @@ def test_momentum_is_for_sgd() -> None:
     line = "training.momentum: AdamW has its own; set training.optimizer = 'sgd', or momentum = 0"
     assert refused({"training": {"momentum": 0.9}}) == line
     assert read({"training": {"momentum": 0.9, "optimizer": "sgd"}}).training.momentum == 0.9
+
+
+def test_only_a_diffusion_model_draws() -> None:
+    line = "quality.pictures: only a backbone of kind 'diffusion' draws any; set it to 0"
+    assert refused({"quality": {"pictures": 4}}) == line
+    assert refused({"backbone": {"kind": "diffusion"}, "quality": {"pictures": 4}}, "backbone.kind=language") == line
+    plan = {"backbone": {"kind": "diffusion"}, "data": {"kind": "glyphs"}, "quality": {"pictures": 4}}
+    assert read(plan).quality == Quality(pictures=4)
+
+
+@pytest.mark.parametrize("features", ["resnet", "inception"])
+def test_networks_that_do_not_come_with_the_package_want_their_file(features: str) -> None:
+    line = f"quality.weights: {features} wants the file of its weights, came none"
+    assert refused({"quality": {"features": features}}) == line
+    assert read({"quality": {"features": features, "weights": "w"}}).quality == Quality(features=features, weights="w")
+    assert read({"quality": {"features": "judge"}}).quality.weights == ""
+
+
+@pytest.mark.parametrize("demo", list(cli.What))
+def test_the_demos_are_plans(demo: cli.What) -> None:
+    plan = read(cli.DEMOS / f"{demo}.toml")
+    assert isinstance(plan.backbone, Diffusion) == bool(plan.quality.pictures) == (demo is cli.What.images)
+    assert read(plan) == plan
 
 
 # --- files
@@ -207,6 +235,7 @@ PLANS = [
     Plan(backbone=Language("a\tb\x7f\n\u2028'\"\x00", length=9, dtype="bfloat16", bits=8), data=Folder("\x1b[0m")),
     Plan(data=Jsonl("p", "a", owner="o"), partition=Dirichlet(3, 1e-9, 4), deal=Deal(0.0, 0.3, "tail", 2, "drop")),
     Plan(data=PennTreebank("x", 3), partition=Even(9), outer=Momentum(0.1 + 0.2, 0.7), personal=Keep(lr=1e22)),
+    Plan(backbone=Diffusion("a b"), data=Digits(), quality=Quality(3, 2, 9, 1.5, "inception", '~/w "x".pt', "clip")),
     Plan(aggregate=Exact("uniform"), outer=Plain(), personal=Nothing(), training=Training("sgd", momentum=0.5)),
 ]
 

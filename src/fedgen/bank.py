@@ -122,12 +122,15 @@ class Lane(nn.Module):
         rows = x.to(self.a.dtype).reshape(len(self.a), x.shape[0] // len(self.a), *x.shape[1:])
         if self.drop is not None:
             rows = self.drop(rows)
-        low = self.low(rows, self.a, self.b).view(y.shape)
-        return y + low.to(y.dtype)
+        return self.added(y, rows, self.a, self.b)
 
-    def low(self, rows: Tensor, a: Tensor, b: Tensor) -> Tensor:
-        """rows [g, m, ..., in] through a [g, r, in] and b [g, out, r]."""
-        return torch.bmm(torch.bmm(rows.flatten(1, -2), a.transpose(1, 2)), b.transpose(1, 2))
+    def added(self, y: Tensor, rows: Tensor, a: Tensor, b: Tensor) -> Tensor:
+        """y plus rows [g, m, ..., in] through a [g, r, in] and b [g, out, r], in one pass over y."""
+        low, b = torch.bmm(rows.flatten(1, -2), a.transpose(1, 2)), b.transpose(1, 2)
+        if low.dtype != y.dtype:
+            return y + torch.bmm(low, b).view(y.shape).to(y.dtype)
+        add = torch.baddbmm if torch.is_grad_enabled() else Tensor.baddbmm_
+        return add(y.reshape(len(a), -1, y.shape[-1]), low, b).view(y.shape)
 
     def mix(self, a: Tensor, b: Tensor, weights: Tensor) -> tuple[Tensor, Tensor]:
         """k pairs a group as one pair of rank k*r: exact, never an average of factors."""
@@ -143,13 +146,13 @@ class ConvLane(Lane):
 
     frozen: nn.Conv2d
 
-    def low(self, rows: Tensor, a: Tensor, b: Tensor) -> Tensor:
-        """rows [g, m, in, h, w] through a [g, r, in, kh, kw] and b [g, out, r, 1, 1]."""
+    def added(self, y: Tensor, rows: Tensor, a: Tensor, b: Tensor) -> Tensor:
+        """y plus rows [g, m, in, h, w] through a [g, r, in, kh, kw] and b [g, out, r, 1, 1]."""
         conv = self.frozen
         x = rows.transpose(0, 1).flatten(1, 2)
         h = F.conv2d(x, a.flatten(0, 1), None, conv.stride, conv.padding, conv.dilation, len(a))
-        y = F.conv2d(h, b.flatten(0, 1), groups=len(a) * conv.groups)
-        return y.view(y.shape[0], len(a), -1, *y.shape[2:]).transpose(0, 1).contiguous()
+        low = F.conv2d(h, b.flatten(0, 1), groups=len(a) * conv.groups)
+        return y + low.view(low.shape[0], len(a), -1, *low.shape[2:]).transpose(0, 1).reshape(y.shape).to(y.dtype)
 
     def mix(self, a: Tensor, b: Tensor, weights: Tensor) -> tuple[Tensor, Tensor]:
         """As in `Lane`, with the ranks of the k pairs side by side inside each of the convolution's own groups."""

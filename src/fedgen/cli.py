@@ -132,6 +132,7 @@ def generate(
         str, typer.Option(help="What to continue, or to draw; a class's number where it is asked by that.")
     ],
     adapter: Annotated[str, typer.Option(help="backbone, global, global@round-N, or client/NAME.")] = "global",
+    *,
     seed: Annotated[int, typer.Option(help="Names the draw.")] = 0,
     tokens: Annotated[int, typer.Option(min=1, help="Text: at most so many tokens.")] = 64,
     temperature: Annotated[float, typer.Option(min=0.0, help="Text: 0 takes the likeliest token each time.")] = 0.0,

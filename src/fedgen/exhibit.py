@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from fedgen.data.glyphs import PLAIN, Glyphs, character_of
+from fedgen.data.glyphs import Glyphs, character_of
 from fedgen.plan import Plan, Quality
 from fedgen.quality import FEATURES, Clip, Features, compare
 from fedgen.quality.judge import Judge
@@ -166,7 +166,7 @@ def measured(plan: Plan, asked: Sequence[Document], drawn: Mapping[str, Tensor],
 
 def judged(world: Glyphs, asked: Sequence[Document], drawn: Mapping[str, Tensor]) -> tuple[list[list[Any]], str]:
     """How often the judge sees the style and the letter that were wanted, over all prompts and over those held out."""
-    judge, styles = Judge(), tuple(dict.fromkeys((*PLAIN, *world.styles)))
+    judge, styles = Judge(), world.styles
     hidden = torch.tensor([document.part == "test" for document in asked])
     rows: dict[str, list[Any]] = {}
     for made in drawn.values():
@@ -185,8 +185,9 @@ def judged(world: Glyphs, asked: Sequence[Document], drawn: Mapping[str, Tensor]
                 rows.setdefault(f"{what} judged right, characters held out", []).append(f"{hits[hidden].mean():.1%}")
     record = judge.record
     note = (
-        f"the judge chooses among {len(styles)} styles and {len(world.characters)} characters; on real glyphs of the "
-        f"demo's seven styles it is right on {record['demo_styles_right']:.1%} and {record['demo_letters_right']:.1%}"
+        f"the judge chooses among the clients' {len(styles)} styles and {len(world.characters)} characters; on real glyphs, "
+        f"the plain style among them, it is right on {record['demo_styles_right']:.1%} of the styles and "
+        f"{record['demo_letters_right']:.1%} of the letters"
     )
     return [[name, *cells] for name, cells in sorted(rows.items(), key=lambda row: "held out" in row[0])], note
 

@@ -22,7 +22,7 @@ from transformers import (
 )
 
 from fedgen import tree
-from fedgen.backbones import BACKBONES, Language, LanguageBackbone
+from fedgen.backbones import Language, LanguageBackbone
 from fedgen.backbones.language import choose, hash_of
 from fedgen.bank import Bank
 from fedgen.errors import BackboneError
@@ -84,10 +84,6 @@ FAMILIES = {
     "gpt2": (GPT2LMHeadModel, ("c_attn",)),
     "qwen": (Qwen2ForCausalLM, ("q_proj", "v_proj")),
 }
-
-
-def test_the_table_names_every_kind() -> None:
-    assert dict(BACKBONES) == {"language": Language}
 
 
 @pytest.mark.parametrize("family", FAMILIES)

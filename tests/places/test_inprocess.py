@@ -3,6 +3,7 @@
 import json
 import os
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -11,9 +12,13 @@ import torch
 
 from fedgen import plan as plans
 from fedgen import tree
+from fedgen.backbones import Diffusion, Language
 from fedgen.bank import Bank
+from fedgen.data import Folder
+from fedgen.data.glyphs import Glyphs
 from fedgen.places import inprocess, silent
-from fedgen.places.inprocess import asker, facts_of, free_memory, hold_data, pack, settle, weigh
+from fedgen.places.inprocess import asker, facts_of, free_memory, hold_data, holdings, pack, settle, weigh, whole
+from fedgen.plan import Adapter
 from fedgen.records import GLOBAL, Client, Failure, Offer, Update
 from fedgen.rounds import Site
 from fedgen.store import Shelf
@@ -138,6 +143,43 @@ def test_a_settled_plan_leaves_nothing_to_decide(tiny_plan: dict[str, Any]) -> N
     assert settled.training.cohort >= 1
     assert settle(settled, backbone) == settled
     assert plans.read(settled) == settled
+
+
+def test_a_settled_plan_says_its_paths_in_full(
+    tiny_plan: dict[str, Any], tiny_text: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tiny_text.parent)
+    monkeypatch.setenv("HOME", str(tiny_text.parent))
+    plan = plans.read(tiny_plan, [f"data.path={tiny_text.name}", "quality.weights=~/net.pt", "quality.clip=some/clip"])
+    settled = settle(plan, plan.backbone.load())
+    assert isinstance(settled.data, Folder)
+    assert settled.data.path == str(tiny_text)
+    assert settled.quality == plans.Quality(
+        weights=str(tiny_text.parent / "net.pt"), clip=str(tiny_text.parent / "some" / "clip")
+    )
+    monkeypatch.chdir("/")
+    assert plans.read(settled).data.read() == Folder(str(tiny_text)).read()
+
+
+def test_what_is_no_path_stays_as_it_is() -> None:
+    for part in (Language(), Language("hub:some/model"), Diffusion(), Glyphs(), plans.Quality(), Adapter()):
+        assert whole(part) == part
+
+
+def test_holdings_are_the_documents_that_each_client_s_rows_are_of(
+    tiny_plan: dict[str, Any], ground: tuple[Any, Bank, dict[str, Client]]
+) -> None:
+    held, (_, _, rows) = holdings(plans.read(tiny_plan)), ground
+    assert list(held) == list(rows)
+    assert {name: {document.owner for document in own} for name, own in held.items()} == {name: {name} for name in held}
+
+
+def test_pictures_dealt_by_their_own_parts_are_held_whole() -> None:
+    world = Glyphs(("bold", "serif"), 2, "abcdef", 1, 2, size=16)
+    held = holdings(replace(plans.Plan(), data=world))
+    assert list(held) == ["bold-1", "bold-2", "serif-1", "serif-2"]
+    assert {len(own) for own in held.values()} == {6}
+    assert {document.label for document in held["serif-2"]} == {"serif"}
 
 
 def test_free_memory_is_asked_for_or_guessed(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -131,7 +131,11 @@ def _dit(network: nn.Module, noisy: Tensor, time: Tensor, told: Rows) -> Tensor:
 
 
 def _pixart(network: nn.Module, noisy: Tensor, time: Tensor, told: Rows) -> Tensor:
-    more = {"resolution": None, "aspect_ratio": None}
+    more: dict[str, Tensor | None] = {"resolution": None, "aspect_ratio": None}
+    if network.use_additional_conditions:  # the largest PixArt is told the picture's size and shape in pixels
+        high, wide = noisy.shape[-2] * 8, noisy.shape[-1] * 8
+        more["resolution"] = noisy.new_tensor([[high, wide]]).expand(len(noisy), 2)
+        more["aspect_ratio"] = noisy.new_tensor([[high / wide]]).expand(len(noisy), 1)
     text = {"encoder_hidden_states": told["text"], "encoder_attention_mask": told["seen"]}
     out: Tensor = network(noisy, timestep=time, added_cond_kwargs=more, **text).sample
     return out

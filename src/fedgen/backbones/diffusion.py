@@ -103,7 +103,10 @@ class DiffusionBackbone:
     def shape(self) -> tuple[int, int, int]:
         """Channels, height and width of what the denoiser sees: pixels, or latents."""
         config: Any = self.network.config
-        own = self.settings.size // self.shrink or config.sample_size
+        size = self.settings.size
+        if size % self.shrink:
+            raise BackboneError(f"backbone.size: wanted a multiple of {self.shrink} pixels for this VAE, came {size}")
+        own = size // self.shrink or config.sample_size
         if not own:
             raise BackboneError(f"backbone: '{self.name}' does not say for which size it is made; set backbone.size")
         high, wide = own if isinstance(own, list | tuple) else (own, own)

@@ -54,6 +54,7 @@ def schedule_of(scheduler: Any, weighting: Weighting, gamma: float) -> Schedule:
     kind, (signal, sigma, time) = _kind(scheduler), _course(scheduler)
     ratio = (signal / sigma).square().clamp(max=gamma)
     weight = torch.ones_like(sigma) if weighting == "own" else ratio * SEEN[kind](signal, sigma)
+    weight = weight.nan_to_num(1.0)  # of noise alone that is asked for the noise: 0 times infinity, and 1 in the limit
     return Schedule(signal.float(), sigma.float(), time.float(), weight.float(), ASKED[kind])
 
 

@@ -70,7 +70,8 @@ class Judge:
 
     def of(self, pictures: Tensor) -> Tensor:
         """Pictures [n, 1, high, wide] in bytes as features [n, 64], each of length 8: their mean square is 1."""
-        return F.normalize(self._seen(pictures)) * FEATURES**0.5
+        found: Tensor = F.normalize(self._seen(pictures)) * FEATURES**0.5
+        return found
 
     @torch.no_grad()
     def _seen(self, pictures: Tensor) -> Tensor:

@@ -126,7 +126,7 @@ def _config(card: Card) -> dict[str, Any]:
 def _diffusers(tree: Tree, config: Mapping[str, Any], component: str) -> bytes:
     renamed = {f"{component}.{key.removeprefix(PREFIX)}": value for key, value in tree.items()}
     notes = json.dumps({f"{component}.{key}": value for key, value in config.items()}, sort_keys=True)
-    return pack(renamed, {"format": "pt", "lora_adapter_metadata": notes})
+    return pack(renamed, {"lora_adapter_metadata": notes})  # one note alone: safetensors shuffles several
 
 
 def _dump(content: Mapping[str, Any]) -> bytes:
