@@ -10,7 +10,7 @@ MAKEFLAGS += --no-print-directory
 help: ## say what there is to make
 	@sed -n 's/^\([a-z]*\):.*## /make \1\t/p' $(MAKEFILE_LIST) | expand -t 14
 
-demo: .venv/.demo ## federate the embedded language model over the standard library, end with a report
+demo: .venv/.demo ## federate the embedded models over text and pictures that need no download, end with reports
 	@$(BIN)/fedgen demo
 
 test: lint ## check style and types, run every test

@@ -6,6 +6,7 @@ Each name is a variant below; what it gains, draws and sends goes to one file of
 """
 
 import json
+import shutil
 import sys
 import tempfile
 import time
@@ -18,7 +19,7 @@ from machine import RESULTS, about
 import fedgen
 from fedgen.cli import DEMOS
 from fedgen.evaluate import total
-from fedgen.exhibit import QUALITY
+from fedgen.exhibit import QUALITY, SAMPLES
 from fedgen.report import digest
 from fedgen.run import Run
 from fedgen.screen import gains_of
@@ -53,6 +54,8 @@ def main() -> None:
         with tempfile.TemporaryDirectory() as folder:
             began = time.perf_counter()
             run = fedgen.run(DEMOS / "images.toml", Path(folder) / "run", settings=VARIANTS[name])
+            if name == "demo":
+                shutil.copy(run.folder / SAMPLES / "side-by-side.png", RESULTS / "glyphs.png")
             kept[name] = about() | {"seed": run.plan.seed} | found(run, time.perf_counter() - began)
         path.write_text(json.dumps(kept, indent=1) + "\n", "utf-8")
         print(name, json.dumps(kept[name]["measures"]["rows"]), f"{kept[name]['seconds']} s", flush=True)

@@ -18,7 +18,7 @@ def about() -> dict[str, Any]:
     return {
         "machine": f"{platform.machine()}, {os.cpu_count()} cores, {torch.get_num_threads()} torch threads",
         "python": platform.python_version(),
-        "versions": {name: version(name) for name in ("torch", "transformers", "peft")},
+        "versions": {name: version(name) for name in ("torch", "transformers", "diffusers", "peft")},
         "date": datetime.now(UTC).date().isoformat(),
     }
 

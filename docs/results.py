@@ -61,6 +61,28 @@ def variants(kept: dict[str, Any]) -> list[str]:
     return [*rows, "", said]
 
 
+def letters(kept: dict[str, Any]) -> list[str]:
+    """The demo of images: what is judged of what the adapters draw."""
+    demo = kept["demo"]
+    columns = demo["measures"]["columns"]
+    rows = [f"| the demo of images | {' | '.join(columns)} |", "|---" * (len(columns) + 1) + "|"]
+    for name, *cells in demo["measures"]["rows"]:
+        shown = [f"{cell:.3f}" if isinstance(cell, float) else str(cell) for cell in cells]
+        rows.append(f"| {name} | {' | '.join(shown)} |")
+    for name in [name for name in kept if name != "demo"]:
+        rows += [
+            f"| {what}, {name} | {' | '.join(map(str, cells))} |"
+            for what, *cells in kept[name]["measures"]["rows"]
+            if what in ("Style judged right", "Letter judged right")
+        ]
+    said = (
+        f"{demo['clients']} clients of six typefaces, {demo['rounds']} rounds; {demo['measures']['note']}. "
+        f"An adapter's message is {demo['adapter_message_bytes']:,} bytes, the whole denoiser's weights are "
+        f"{demo['full_model_bytes']:,}: {floor(demo['uplink_saved'])} less uplink. It took {demo['seconds']} s."
+    )
+    return [*rows, "", said]
+
+
 def speed(found: dict[str, Any]) -> list[str]:
     """The three ways to train a client."""
     rows = [
@@ -101,7 +123,13 @@ def page() -> str:
     before, _, rest = README.read_text("utf-8").partition(OPEN)
     _, _, after = rest.partition(CLOSE)
     kept = read("demo")
-    parts = [outcome(kept["demo"]), variants(kept), speed(read("rounds")), scale(read("scale"))]
+    parts = [
+        outcome(kept["demo"]),
+        variants(kept),
+        letters(read("glyphs")),
+        speed(read("rounds")),
+        scale(read("scale")),
+    ]
     return before + OPEN + "\n" + "\n\n".join("\n".join(part) for part in parts) + "\n\n" + CLOSE + after
 
 

@@ -185,8 +185,8 @@ def judged(world: Glyphs, asked: Sequence[Document], drawn: Mapping[str, Tensor]
                 rows.setdefault(f"{what} judged right, characters held out", []).append(f"{hits[hidden].mean():.1%}")
     record = judge.record
     note = (
-        f"the judge chooses among the clients' {len(styles)} styles and {len(world.characters)} characters; on real glyphs, "
-        f"the plain style among them, it is right on {record['demo_styles_right']:.1%} of the styles and "
+        f"the judge chooses among the clients' {len(styles)} styles and {len(world.characters)} characters; on real "
+        f"glyphs, the plain style among them, it is right on {record['demo_styles_right']:.1%} of the styles and "
         f"{record['demo_letters_right']:.1%} of the letters"
     )
     return [[name, *cells] for name, cells in sorted(rows.items(), key=lambda row: "held out" in row[0])], note
