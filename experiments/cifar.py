@@ -70,8 +70,8 @@ SCALES = {
         rates={"adapters": (1e-2, 3e-3), "full model": (1e-3, 3e-4)},
     ),
     "small": Scale(
-        Recipe(192, 4, 4, minutes=7), rank=8, clients=20, rounds=8, steps=20, trial=2, drawn=516, sampling=15,
-        rates={"adapters": (1e-2, 3e-3, 1e-3), "full model": (1e-3, 3e-4, 1e-4)},
+        Recipe(192, 4, 4, minutes=5.5), rank=8, clients=20, rounds=6, steps=20, trial=1, drawn=384, sampling=12,
+        rates={"adapters": (1e-2, 3e-3), "full model": (1e-3, 3e-4)},
     ),
     "serious": Scale(
         Recipe(512, 8, 2, minutes=60, batch=256, rate=5e-4), rank=16, clients=50, rounds=50, steps=50, trial=10,

@@ -176,13 +176,13 @@ def drawn(run: Run, to: Path, *words: object) -> dict[str, bytes]:
 def test_generate_draws_pictures_that_say_how_they_were_made(picture_run: Run, tmp_path: Path) -> None:
     image = pytest.importorskip("PIL.Image", reason="the extra 'images' is not installed")
     made = drawn(picture_run, tmp_path / "new", "--prompt", 3, "--n", 12, "--seed", 5, "--guidance", 1)
-    assert set(made) == {"global-sheet.png", *(f"global-{seed}.png" for seed in range(5, 17))}
+    assert set(made) == {"3-global-sheet.png", *(f"3-global-{seed}.png" for seed in range(5, 17))}
     how = {"prompt": "3", "adapter": "global", "run": "digits", "steps": 2, "guidance": 1.0}
-    with image.open(tmp_path / "new" / "global-7.png") as picture:
+    with image.open(tmp_path / "new" / "3-global-7.png") as picture:
         picture.load()
         assert (picture.size, picture.mode) == ((8, 8), "L")
         assert json.loads(picture.text["parameters"]) == how | {"seed": 7}
-    with image.open(tmp_path / "new" / "global-sheet.png") as sheet:
+    with image.open(tmp_path / "new" / "3-global-sheet.png") as sheet:
         sheet.load()
         assert sheet.size == (2 * MARGIN + GAP + 10 * 52, 2 * MARGIN + 2 * 52)  # ten in a row, the other two below
         assert json.loads(sheet.text["parameters"]) == how | {"seeds": list(range(5, 17))}
@@ -192,9 +192,9 @@ def test_generate_draws_the_same_for_the_same_seed_and_else_something_else(pictu
     first = drawn(picture_run, tmp_path / "first", "--prompt", 3, "--n", 3)
     assert drawn(picture_run, tmp_path / "again", "--prompt", 3, "--n", 3) == first
     alone = drawn(picture_run, tmp_path / "alone", "--prompt", 3, "--seed", 2)
-    assert alone["global-2.png"] == first["global-2.png"]
+    assert alone["3-global-2.png"] == first["3-global-2.png"]
     other = drawn(picture_run, tmp_path / "other", "--prompt", 4, "--n", 3)
-    assert all(other[name] != first[name] for name in first)
+    assert all(other[name.replace("3-", "4-", 1)] != first[name] for name in first)
     assert len(set(first.values())) == 4
 
 

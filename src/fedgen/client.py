@@ -28,9 +28,9 @@ PASS_TOKENS = 1024  # more tokens a pass leave the caches of a CPU; a GPU takes 
 class Training:
     """How a client trains: for `steps`, or if that is 0 for `epochs` over its rows, `batch` rows a step.
 
-    `warmup` is the share of steps in which the rate rises, `decay` pulls the adapter to zero and `proximal` to what was
-    offered, `clip` is the longest gradient (0: any), `momentum` is SGD's, `dropout` is of the adapter's input. `cohort`
-    is how many clients share a pass (0: what memory carries and the machine can use).
+    `warmup` is the share of steps in which the rate rises, `cooldown` that in which it falls. `decay` pulls the adapter
+    to zero and `proximal` to what was offered, `clip` is the longest gradient (0: any), `momentum` is SGD's, `dropout`
+    is of the adapter's input. `cohort` is how many clients share a pass (0: what memory carries and the machine can use).
     """
 
     optimizer: Literal["adamw", "sgd"] = "adamw"
@@ -39,6 +39,7 @@ class Training:
     steps: Annotated[int, Range(0)] = 0
     batch: Annotated[int, Range(1)] = 4
     warmup: Annotated[float, Range(0, 1)] = 0.0
+    cooldown: Annotated[float, Range(0, 1)] = 0.0
     decay: Annotated[float, Range(0)] = 0.0
     momentum: Annotated[float, Range(0, 1)] = 0.0
     clip: Annotated[float, Range(0)] = 1.0
@@ -102,8 +103,8 @@ class Stepper:
         if training.clip:
             length = slope.norm(dim=1, keepdim=True)
             slope = slope * (training.clip / (length + 1e-6)).clamp(max=1)
-        rise = (training.warmup * steps[:n]).ceil().clamp(min=1)
-        lr = training.lr * ((at + 1) / rise).clamp(max=1).unsqueeze(1).to(lines)
+        rise, fall = ((share * steps[:n]).ceil().clamp(min=1) for share in (training.warmup, training.cooldown))
+        lr = training.lr * torch.minimum((at + 1) / rise, (steps[:n] - at) / fall).clamp(max=1).unsqueeze(1).to(lines)
         lines[:n] *= 1 - lr * training.decay
         first, second = self.first[:n], self.second[:n]
         if training.optimizer == "sgd":

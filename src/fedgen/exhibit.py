@@ -2,6 +2,7 @@
 
 import itertools
 import json
+import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,9 +11,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from fedgen.backbones import Backbone, DiffusionBackbone
 from fedgen.data.glyphs import Glyphs, character_of
 from fedgen.plan import Plan, Quality
-from fedgen.quality import FEATURES, Clip, Features, compare
+from fedgen.quality import FEATURES, Clip, Features, called, compare
 from fedgen.quality.judge import Judge
 from fedgen.records import GLOBAL, Document
 from fedgen.run import KEPT, Run
@@ -65,16 +67,32 @@ def draw(
     asked = Document("", "", prompt, label=prompt)
     wishes = [Wish(adapter, asked, seed) for seed in seeds]
     said = {"prompt": prompt, "adapter": adapter, "run": voice.run.folder.name, "steps": steps, "guidance": guidance}
+    stem = re.sub(r"\W+", "-", f"{prompt[:40]}-{adapter}").strip("-")
     made = []
     for wish, picture in zip(wishes, voice.paint(wishes, steps=steps, guidance=guidance), strict=True):
-        path = to / f"{adapter.replace('/', '-')}-{wish.seed}.png"
+        path = to / f"{stem}-{wish.seed}.png"
         save_png(path, picture, said | {"seed": wish.seed})
         made.append(picture)
         yield path
-    sheet = to / f"{adapter.replace('/', '-')}-sheet.png"
+    sheet = to / f"{stem}-sheet.png"
     rows = [("", torch.stack(made[at : at + ACROSS])) for at in range(0, len(made), ACROSS)]
     save_sheet(sheet, rows, said | {"seeds": [wish.seed for wish in wishes]})
     yield sheet
+
+
+def ready(plan: Plan, backbone: Backbone) -> None:
+    """Refuse now what would fail once the rounds are over: a network that is not there, or cannot see the pictures."""
+    quality = plan.quality
+    if not quality.pictures or not isinstance(backbone, DiffusionBackbone):
+        return
+    blank = torch.zeros(1, *backbone.picture, dtype=torch.uint8)
+    if quality.features != "none":
+        called(features_of(quality), quality.pictures * quality.clients)
+        features_of(quality).of(blank)
+    if isinstance(plan.data, Glyphs):
+        Judge().of(blank)
+    if quality.clip:
+        Clip(quality.clip).score(blank, ["a picture"])
 
 
 def kinds_of(run: Run) -> dict[str, Callable[[str], str]]:

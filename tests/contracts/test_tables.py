@@ -36,6 +36,8 @@ CHANGED: dict[type, Callable[[Any], Any]] = {
 def changed(part: Any, name: str) -> Any:
     """The part with one setting that is not the default."""
     value, hint = getattr(part, name), typing.get_type_hints(type(part))[name]
+    if name in ("styles", "characters"):  # only known ones will do
+        return replace(part, **{name: value[:-1]})
     choices = typing.get_args(hint) if typing.get_origin(hint) is Literal else ()
     other = next((choice for choice in choices if choice != value), None) or CHANGED[type(value)](value)
     return replace(part, **{name: other})

@@ -8,7 +8,7 @@ from typing import Any
 from fedgen import plan as plans
 from fedgen.backbones import Backbone, LanguageBackbone
 from fedgen.errors import StoreError
-from fedgen.exhibit import QUALITY, exhibit
+from fedgen.exhibit import QUALITY, exhibit, ready
 from fedgen.journal import hold
 from fedgen.places import inprocess
 from fedgen.plan import Plan
@@ -34,6 +34,7 @@ def run(
     _refuse_a_run(where)
     backbone = plan.backbone.load()
     settled = inprocess.settle(plan, backbone)
+    ready(settled, backbone)
     place = inprocess.place(settled, backbone, where / SHELF, tell)
     cost_of(settled, place)  # refuses a cohort larger than the clients, before anything is written
     with hold(where):
