@@ -103,6 +103,22 @@ def speed(found: dict[str, Any]) -> list[str]:
     return [said, "", *rows]
 
 
+def images(found: dict[str, Any]) -> list[str]:
+    """Pictures and training of images, beside merged weights and PEFT."""
+    rows = ["| denoiser | eight adapters in one batch over one merged | over PEFT, row by row | training over PEFT |"]
+    rows.append("|---|---|---|---|")
+    for name, network in found["networks"].items():
+        pictures, training = network["pictures"]["ratio"], network["training_steps"]["ratio"]
+        ways = [pictures["bank over merged"], pictures["bank over peft"], training["cohort over peft"]]
+        cells = [f"{way['median']:.2f} ({way['min']:.2f} to {way['max']:.2f})" for way in ways]
+        rows.append(f"| {name} | {' | '.join(cells)} |")
+    said = (
+        "Speed of images in one run: eight pictures under eight adapters through the bank, beside one adapter merged "
+        "into the weights and beside PEFT switched for each row; and a cohort of four clients beside a plain PEFT loop."
+    )
+    return [said, "", *rows]
+
+
 def scale(found: dict[str, Any]) -> list[str]:
     """The server's side alone."""
     rows = ["| registered clients | take part | milliseconds a participant | peak memory |", "|---|---|---|---|"]
@@ -128,6 +144,7 @@ def page() -> str:
         variants(kept),
         letters(read("glyphs")),
         speed(read("rounds")),
+        images(read("images")),
         scale(read("scale")),
     ]
     return before + OPEN + "\n" + "\n\n".join("\n".join(part) for part in parts) + "\n\n" + CLOSE + after

@@ -104,9 +104,9 @@ def tables(training: Training, steps: list[int]) -> tuple[torch.Tensor, torch.Te
         settings: dict[str, Any] = {"lr": training.lr, "weight_decay": training.decay}
         made = torch.optim.SGD([weight], momentum=training.momentum, **settings)
         optimizer = made if training.optimizer == "sgd" else torch.optim.AdamW([weight], **settings)
-        rise = max(1, math.ceil(training.warmup * own))
+        rise, fall = (max(1, math.ceil(share * own)) for share in (training.warmup, training.cooldown))
         for at in range(own):
-            optimizer.param_groups[0]["lr"] = training.lr * min(1, (at + 1) / rise)
+            optimizer.param_groups[0]["lr"] = training.lr * min(1, (at + 1) / rise, (own - at) / fall)
             weight.grad = slopes[at, line].clone()
             if training.clip:
                 torch.nn.utils.clip_grad_norm_([weight], training.clip)
@@ -120,7 +120,9 @@ def tables(training: Training, steps: list[int]) -> tuple[torch.Tensor, torch.Te
     [
         Training(lr=0.1, clip=0.0),
         Training(lr=0.1, clip=0.5, decay=0.2, warmup=0.5),
+        Training(lr=0.1, warmup=0.3, cooldown=0.7),
         Training(optimizer="sgd", lr=0.1, clip=0.0),
+        Training(optimizer="sgd", lr=0.1, clip=0.0, cooldown=1.0),
         Training(optimizer="sgd", lr=0.1, clip=0.5, momentum=0.9, warmup=1.0),
         Training(optimizer="sgd", lr=0.1, clip=0.5, decay=0.2),
     ],

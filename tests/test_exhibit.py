@@ -14,7 +14,7 @@ from torch import Tensor
 from transformers import AutoTokenizer, CLIPConfig, CLIPModel
 
 import fedgen
-from fedgen import Run, report
+from fedgen import FedgenError, Run, report
 from fedgen import plan as plans
 from fedgen.data.glyphs import Glyphs, character_of, glyph
 from fedgen.exhibit import QUALITY, SAMPLES, Painting, chosen, judged, kept, kinds_of, measured, wanted
@@ -294,6 +294,23 @@ def test_a_clip_score_is_the_mean_over_pictures_and_their_prompts(clip: Path) ->
     means = [float(Clip(str(clip)).score(made, [one.prompt for one in ASKED]).mean()) for made in drawn.values()]
     assert found["rows"] == [["CLIP score", *means]]
     assert means[0] != means[1]
+
+
+@pytest.mark.parametrize(
+    ("quality", "line"),
+    [
+        ({"features": "resnet", "weights": "nowhere.th"}, "nowhere.th"),
+        ({"features": "judge", "pictures": 1, "clients": 1}, "wanted at least 4"),
+        ({"clip": "nowhere"}, "nowhere"),
+    ],
+)
+def test_what_would_fail_at_the_end_is_refused_at_the_start(
+    plan: dict[str, Any], quality: dict[str, Any], line: str, tmp_path: Path
+) -> None:
+    wrong = plan | {"quality": plan["quality"] | quality}
+    with pytest.raises(FedgenError, match=line):
+        fedgen.run(wrong, tmp_path / "run")
+    assert not (tmp_path / "run").exists()
 
 
 def test_features_that_cannot_see_the_pictures_leave_the_run_as_it_was(run: Run, tmp_path: Path) -> None:

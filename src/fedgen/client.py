@@ -30,7 +30,7 @@ class Training:
 
     `warmup` is the share of steps in which the rate rises, `cooldown` that in which it falls. `decay` pulls the adapter
     to zero and `proximal` to what was offered, `clip` is the longest gradient (0: any), `momentum` is SGD's, `dropout`
-    is of the adapter's input. `cohort` is how many clients share a pass (0: what memory carries and the machine can use).
+    is of the adapter's input. `cohort` is how many clients share a pass (0: as many as memory carries).
     """
 
     optimizer: Literal["adamw", "sgd"] = "adamw"

@@ -109,8 +109,9 @@ def slow_truth(folder: Path, training: Training, task: Job) -> tuple[Tree, float
     begin = [weight.detach().clone() for weight in weights]
     optimizer = optimizer_of(training, weights)
     picks = order(training, count(task.rows), task.draw("order"))
-    rise = max(1, math.ceil(training.warmup * len(picks)))
-    schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda at: min(1.0, (at + 1) / rise))
+    steps = len(picks)
+    rise, fall = (max(1, math.ceil(share * steps)) for share in (training.warmup, training.cooldown))
+    schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda at: min(1.0, (at + 1) / rise, (steps - at) / fall))
     losses = []
     for pick in picks:
         rows = take(task.rows, pick[pick >= 0])
@@ -135,6 +136,7 @@ WAYS = {
     "adamw-decay": replace(PLAIN, epochs=2, decay=0.3),
     "adamw-proximal": replace(PLAIN, epochs=2, proximal=0.5),
     "adamw-warmup": replace(PLAIN, epochs=2, warmup=0.6),
+    "adamw-cooldown": replace(PLAIN, epochs=2, cooldown=0.6),
     "sgd": replace(PLAIN, optimizer="sgd", lr=0.1),
     "sgd-momentum": replace(PLAIN, optimizer="sgd", lr=0.1, momentum=0.9, epochs=2),
     "sgd-decay": replace(PLAIN, optimizer="sgd", lr=0.1, decay=0.3, epochs=2),

@@ -98,7 +98,7 @@ class Glyphs:
     character, and with `words` the style too. Pictures are `size` pixels wide, ink on paper.
     """
 
-    styles: tuple[str, ...] = ("bold", "slanted", "serif", "typewriter", "gothic", "mono")
+    styles: tuple[str, ...] = ("bold", "slanted", "serif", "typewriter", "gothic", "outline")
     clients: Annotated[int, Range(1)] = 4
     characters: str = string.ascii_lowercase
     copies: Annotated[int, Range(1)] = 4
