@@ -299,7 +299,7 @@ def test_a_clip_score_is_the_mean_over_pictures_and_their_prompts(clip: Path) ->
 @pytest.mark.parametrize(
     ("quality", "line"),
     [
-        ({"features": "resnet", "weights": "nowhere.th"}, "nowhere.th"),
+        ({"features": "resnet", "weights": "nowhere.th"}, "wanted RGB pictures"),
         ({"features": "judge", "pictures": 1, "clients": 1}, "wanted at least 4"),
         ({"clip": "nowhere"}, "nowhere"),
     ],

@@ -56,15 +56,19 @@ def resume(folder: Path | str, *, tell: Tell = silent) -> Run:
     found = Run(Path(folder))
     with hold(found.folder):
         if found.finished:
-            return _shown(found, tell)
+            return _shown(found, tell) if _undrawn(found) else found
         settled = found.plan
         place = inprocess.place(settled, settled.backbone.load(), found.folder / SHELF, tell)
         return _shown(go(found.folder, settled, place, tell), tell)
 
 
+def _undrawn(run: Run) -> bool:
+    return bool(run.plan.quality.pictures) and not (run.folder / QUALITY).exists()
+
+
 def _shown(run: Run, tell: Tell) -> Run:
     """The finished run, with what its plan wants drawn."""
-    if run.plan.quality.pictures and not (run.folder / QUALITY).exists():
+    if _undrawn(run):
         exhibit(run, sampler(run), inprocess.holdings(run.plan), tell)
     tell(Finished(run.folder))
     return run
