@@ -9,18 +9,15 @@ import json
 import sys
 import tempfile
 import time
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 from machine import RESULTS, about
+from outcome import outcome, pooled
 
 import fedgen
 from fedgen.cli import DEMOS
-from fedgen.evaluate import total
-from fedgen.report import digest
 from fedgen.run import Run
-from fedgen.screen import gains_of
 
 LINEAR = 'adapter.targets=["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]'
 VARIANTS: dict[str, list[str]] = {
@@ -35,26 +32,17 @@ VARIANTS: dict[str, list[str]] = {
 
 
 def found(run: Run, seconds: float) -> dict[str, Any]:
-    """What one run came to."""
-    scores = run.scores.values()
-    names = dict.fromkeys(name for score in scores for name in score)
-    pooled = {name: total(score[name] for score in scores if name in score) for name in names}
-    return {
-        "clients": len(run.scores),
-        "rounds": len(run.journal),
-        "held_out_tokens": pooled["backbone"].terms,
-        "perplexity": {name: round(score.per_term, 3) for name, score in pooled.items()},
-        "bits_per_byte": {name: round(score.bits_per_byte, 4) for name, score in pooled.items()},
+    """What one run of text came to."""
+    scores = pooled(run)
+    return outcome(run, seconds) | {
+        "held_out_tokens": scores["backbone"].terms,
+        "perplexity": {name: round(score.per_term, 3) for name, score in scores.items()},
+        "bits_per_byte": {name: round(score.bits_per_byte, 4) for name, score in scores.items()},
         "falls": {
-            client: {name: round(1 - score[name].per_term / score["backbone"].per_term, 4) for name in names}
+            client: {name: round(1 - score[name].per_term / score["backbone"].per_term, 4) for name in scores}
             for client, score in run.scores.items()
-            if len(score) == len(names)
+            if len(score) == len(scores)
         },
-        "gains": {name: asdict(gain) for name in names if name != "backbone" and (gain := gains_of(run.scores, name))},
-        "adapter_message_bytes": run.journal[0]["up"] // len(run.journal[0]["clients"]),
-        "full_model_bytes": run.facts["full_bytes"],
-        "uplink_saved": round(digest.read(run).saved or 0, 5),
-        "seconds": round(seconds),
     }
 
 

@@ -10,40 +10,27 @@ import shutil
 import sys
 import tempfile
 import time
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 from machine import RESULTS, about
+from outcome import outcome, pooled
 
 import fedgen
 from fedgen.cli import DEMOS
-from fedgen.evaluate import total
 from fedgen.exhibit import QUALITY, SAMPLES
-from fedgen.report import digest
 from fedgen.run import Run
-from fedgen.screen import gains_of
 
 VARIANTS: dict[str, list[str]] = {"demo": [], "seed 8": ["seed=8"]}
 
 
 def found(run: Run, seconds: float) -> dict[str, Any]:
-    """What one run came to."""
-    scores, yardstick = run.scores, run.yardstick
-    names = dict.fromkeys(name for score in scores.values() for name in score)
-    pooled = {name: total(score[name] for score in scores.values() if name in score) for name in names}
-    gains = {name: gains_of(scores, name, yardstick) for name in names if name != "backbone"}
-    return {
-        "clients": len(scores),
-        "rounds": len(run.journal),
-        "held_out_pictures": pooled["backbone"].terms,
-        "denoising_loss": {name: round(yardstick.of(score), 5) for name, score in pooled.items()},
-        "gains": {name: asdict(gain) for name, gain in gains.items() if gain},
+    """What one run of pictures came to."""
+    scores = pooled(run)
+    return outcome(run, seconds) | {
+        "held_out_pictures": scores["backbone"].terms,
+        "denoising_loss": {name: round(run.yardstick.of(score), 5) for name, score in scores.items()},
         "measures": json.loads((run.folder / QUALITY).read_text("utf-8"))["measures"],
-        "adapter_message_bytes": run.journal[0]["up"] // len(run.journal[0]["clients"]),
-        "full_model_bytes": run.facts["full_bytes"],
-        "uplink_saved": round(digest.read(run).saved or 0, 5),
-        "seconds": round(seconds),
     }
 
 

@@ -6,7 +6,7 @@ And for pictures a tiny diffusers folder of every kind.
 import copy
 import json
 import random
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -213,3 +213,22 @@ def pipelines(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
 def denoisers(pipelines: dict[str, Path]) -> dict[str, DiffusionBackbone]:
     """Each of them loaded."""
     return {kind: Diffusion(str(folder), device="cpu").load() for kind, folder in pipelines.items()}
+
+
+@pytest.fixture(scope="session")
+def digits_plan(pipelines: dict[str, Path]) -> Callable[[str], dict[str, Any]]:
+    """A plan of one short round over scanned digits, for a kind of backbone."""
+
+    def plan(kind: str) -> dict[str, Any]:
+        return {
+            "rounds": 1,
+            "backbone": {"kind": "diffusion", "source": str(pipelines[kind]), "device": "cpu"},
+            "data": {"kind": "digits"},
+            "partition": {"kind": "even", "clients": 60},
+            "cohort": {"count": 2},
+            "training": {"steps": 2, "batch": 2, "lr": 0.1},
+            "personal": {"kind": "none"},
+            "evaluate": {"every": 0, "rows": 1},
+        }
+
+    return plan

@@ -11,7 +11,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -149,19 +149,9 @@ def test_generate_writes_the_same_for_the_same_seed_and_other_text_for_another_a
 
 
 @pytest.fixture(scope="module")
-def picture_run(pipelines: dict[str, Path], tmp_path_factory: pytest.TempPathFactory) -> Run:
-    """A run of one round over scanned digits, each told by its number."""
-    plan = {
-        "rounds": 1,
-        "backbone": {"kind": "diffusion", "source": str(pipelines["classes"]), "device": "cpu"},
-        "data": {"kind": "digits"},
-        "partition": {"kind": "even", "clients": 60},
-        "cohort": {"count": 2},
-        "training": {"steps": 2, "batch": 2},
-        "personal": {"kind": "none"},
-        "evaluate": {"every": 0, "rows": 1},
-    }
-    return fedgen.run(plan, tmp_path_factory.mktemp("pictures") / "digits")
+def picture_run(digits_plan: Callable[[str], dict[str, Any]], tmp_path_factory: pytest.TempPathFactory) -> Run:
+    """A run over digits, each told by its number."""
+    return fedgen.run(digits_plan("classes"), tmp_path_factory.mktemp("pictures") / "digits")
 
 
 def drawn(run: Run, to: Path, *words: object) -> dict[str, bytes]:

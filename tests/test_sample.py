@@ -1,8 +1,8 @@
 """A run's voice: wishes under many adapters share the passes, and each is drawn as if it were the only one."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import replace
-from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -19,19 +19,9 @@ CAT = Document("", "", "a cat")
 
 
 @pytest.fixture(scope="module")
-def run(pipelines: dict[str, Path], tmp_path_factory: pytest.TempPathFactory) -> Run:
-    """A run of one round over scanned digits, told in words."""
-    plan = {
-        "rounds": 1,
-        "backbone": {"kind": "diffusion", "source": str(pipelines["flow"]), "device": "cpu"},
-        "data": {"kind": "digits"},
-        "partition": {"kind": "even", "clients": 60},
-        "cohort": {"count": 2},
-        "training": {"steps": 2, "batch": 2, "lr": 0.1},
-        "personal": {"kind": "none"},
-        "evaluate": {"every": 0, "rows": 1},
-    }
-    return fedgen.run(plan, tmp_path_factory.mktemp("runs") / "digits")
+def run(digits_plan: Callable[[str], dict[str, Any]], tmp_path_factory: pytest.TempPathFactory) -> Run:
+    """A run over digits, told in words."""
+    return fedgen.run(digits_plan("flow"), tmp_path_factory.mktemp("runs") / "digits")
 
 
 @pytest.fixture(scope="module")

@@ -160,8 +160,9 @@ def export(
     adapter: Annotated[str, typer.Option(help="global, or client/NAME.")] = "global",
 ) -> None:
     """Write an adapter as a bundle that PEFT and other servers read unchanged."""
-    found, card = Run(run).adapter(adapter)
-    written = save_bundle(to, found, card, component=Run(run).facts.get("component", ""))
+    source = Run(run)
+    found, card = source.adapter(adapter)
+    written = save_bundle(to, found, card, component=source.facts.get("component", ""))
     out.print(f"{to}: rank {written.rank}, content {written.hash[:12]}, made by run {written.run}", soft_wrap=True)
 
 

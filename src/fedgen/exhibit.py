@@ -26,7 +26,13 @@ QUALITY, SAMPLES = "quality.json", "samples"
 PERSONAL = "personal"
 SHOWN, ACROSS = 6, 10  # clients and pictures on a sheet
 
+SHEETS = {
+    "side-by-side.png": ("Side by side", "the same prompts and the same noise in each row"),
+    "rounds.png": ("Round by round", "the global adapter as it grew; the same prompts and noise in each row"),
+}
+
 Held = Mapping[str, Sequence[Document]]  # each client's documents
+SheetRows = list[tuple[str, Tensor]]  # a name and its pictures
 
 
 @dataclass(frozen=True)
@@ -51,9 +57,11 @@ def exhibit(run: Run, voice: Sampler, held: Held, tell: Callable[[object], None]
     groups += [[Wish(adapter, document, plan.seed + at) for at, document in enumerate(some)] for adapter in course]
     made = _painted(voice, groups, plan.quality, tell)
     drawn = dict(zip(kinds, made, strict=False))
-    sheets = [_side_by_side(run, asked, drawn)]
+    said = {"run": run.folder.name, "steps": plan.quality.steps, "guidance": plan.quality.guidance, "seed": plan.seed}
+    sheets = [_saved(run, "side-by-side.png", said, _side_by_side(asked, drawn))]
     if course:
-        sheets.append(_over_rounds(run, dict(zip(course, made[len(kinds) :], strict=True))))
+        grown = dict(zip(course, made[len(kinds) :], strict=True))
+        sheets.append(_saved(run, "rounds.png", said, _over_rounds(grown)))
     documents = [document for name in names for document in asked[name]]
     real = [document.picture for name in names for document in held[name] if document.picture is not None]
     content = {"sheets": sheets, "measures": measured(plan, documents, drawn, torch.stack(real))}
@@ -87,8 +95,9 @@ def ready(plan: Plan, backbone: Backbone) -> None:
         return
     blank = torch.zeros(1, *backbone.picture, dtype=torch.uint8)
     if quality.features != "none":
-        called(features_of(quality), quality.pictures * quality.clients)
-        features_of(quality).of(blank)
+        features = features_of(quality)
+        called(features, quality.pictures * quality.clients)
+        features.of(blank)
     if isinstance(plan.data, Glyphs):
         Judge().of(blank)
     if quality.clip:
@@ -136,9 +145,9 @@ def _painted(
     return list(torch.stack(made).split([len(group) for group in groups]))
 
 
-def _side_by_side(run: Run, asked: Mapping[str, Sequence[Document]], drawn: Mapping[str, Tensor]) -> dict[str, str]:
+def _side_by_side(asked: Mapping[str, Sequence[Document]], drawn: Mapping[str, Tensor]) -> SheetRows:
     """A block of rows a client: a real picture of each prompt, and what each kind of adapter made of it."""
-    rows: list[tuple[str, Tensor]] = []
+    rows: SheetRows = []
     at = 0
     for name, documents in list(asked.items())[:SHOWN]:
         real = [document.picture for document in documents[:ACROSS] if document.picture is not None]
@@ -146,19 +155,17 @@ def _side_by_side(run: Run, asked: Mapping[str, Sequence[Document]], drawn: Mapp
         rows += [(kind, pictures[at : at + len(documents)][:ACROSS]) for kind, pictures in drawn.items()]
         rows.append(("", empty()))
         at += len(documents)
-    return _saved(run, "side-by-side.png", "Side by side", "the same prompts and the same noise in each row", rows[:-1])
+    return rows[:-1]
 
 
-def _over_rounds(run: Run, course: Mapping[str, Tensor]) -> dict[str, str]:
-    rows = [(name.replace(f"{GLOBAL}{KEPT}", "round "), pictures) for name, pictures in course.items()]
-    note = "the global adapter as it grew; the same prompts and noise in each row"
-    return _saved(run, "rounds.png", "Round by round", note, rows)
+def _over_rounds(course: Mapping[str, Tensor]) -> SheetRows:
+    return [(name.replace(f"{GLOBAL}{KEPT}", "round "), pictures) for name, pictures in course.items()]
 
 
-def _saved(run: Run, file: str, title: str, note: str, rows: Sequence[tuple[str, Tensor]]) -> dict[str, str]:
-    quality = run.plan.quality
-    made = {"run": run.folder.name, "steps": quality.steps, "guidance": quality.guidance, "seed": run.plan.seed}
-    save_sheet(run.folder / SAMPLES / file, rows, made)
+def _saved(run: Run, file: str, said: Mapping[str, object], rows: SheetRows) -> dict[str, str]:
+    """Write a sheet, and say what the report says of it."""
+    save_sheet(run.folder / SAMPLES / file, rows, said)
+    title, note = SHEETS[file]
     return {"file": f"{SAMPLES}/{file}", "title": title, "note": note}
 
 

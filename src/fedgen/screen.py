@@ -11,7 +11,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn
 from rich.table import Table
 
 from fedgen.cohort import wanted
-from fedgen.evaluate import YARDSTICKS, Gains, Score, Yardstick, gains, total, yardstick_of
+from fedgen.evaluate import Gains, Score, Yardstick, gains, total, yardstick_of
 from fedgen.exhibit import QUALITY, Painting
 from fedgen.records import Failure, Report, Update
 from fedgen.report import digest
@@ -94,9 +94,7 @@ class Screen:
         self.bar.update(self.task, description=f"round {report.round + 1}")
 
 
-def gains_of(
-    scores: Mapping[str, Mapping[str, Score]], adapter: str, yardstick: Yardstick = YARDSTICKS["text"]
-) -> Gains | None:
+def gains_of(scores: Mapping[str, Mapping[str, Score]], adapter: str, yardstick: Yardstick) -> Gains | None:
     """What an adapter gained over the bare backbone, client by client."""
     known = {name: found for name, found in scores.items() if adapter in found}
     if not known:

@@ -37,7 +37,8 @@ class Prompts:
         prompts = [document.prompt for document in documents]
         each = list(dict.fromkeys(prompts))
         found = [self._read(each[at : at + 64]) for at in range(0, len(each), 64)]
-        where = torch.tensor([each.index(prompt) for prompt in prompts], dtype=torch.long)
+        place = {prompt: at for at, prompt in enumerate(each)}
+        where = torch.tensor([place[prompt] for prompt in prompts], dtype=torch.long)
         return {key: torch.cat([rows[key] for rows in found])[where] for key in found[0]} if found else {}
 
     def empty(self) -> Rows:

@@ -10,8 +10,9 @@ import torch
 from torch import Tensor, nn
 
 from fedgen.backbones.conditions import CALLS, Condition, condition_of
-from fedgen.backbones.folder import Reader, hash_of, index_of, library_of, located, named, silence
+from fedgen.backbones.folder import Reader, hash_of, index_of, library_of, located, named
 from fedgen.backbones.language import device_of, name_of
+from fedgen.backbones.quiet import silence
 from fedgen.backbones.schedule import Schedule, Weighting, schedule_of
 from fedgen.errors import BackboneError, DataError
 from fedgen.lora import is_called

@@ -2,9 +2,7 @@
 
 import hashlib
 import json
-import logging
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from importlib import import_module
 from pathlib import Path
@@ -15,6 +13,7 @@ import torch
 from torch import nn
 
 from fedgen.backbones.language import moved
+from fedgen.backbones.quiet import silence
 from fedgen.errors import BackboneError
 
 EMBEDDED = Path(__file__).parent / "embedded" / "image"
@@ -109,24 +108,6 @@ def library_of(name: str) -> ModuleType:
         raise BackboneError(
             f"backbone: wanted {name} for images, which is not installed; pip install fedgen-edge[images] ({error})"
         ) from error
-
-
-@contextmanager
-def silence() -> Iterator[None]:
-    """Neither bars nor advice from the libraries while they load."""
-    loggers = [logging.getLogger(name) for name in ("diffusers", "transformers", "bitsandbytes")]
-    levels, bars = [logger.level for logger in loggers], import_module("transformers").utils.logging
-    loud = bars.is_progress_bar_enabled()
-    bars.disable_progress_bar()
-    for logger in loggers:
-        logger.setLevel(logging.ERROR)
-    try:
-        yield
-    finally:
-        for logger, level in zip(loggers, levels, strict=True):
-            logger.setLevel(level)
-        if loud:
-            bars.enable_progress_bar()
 
 
 def hash_of(folder: Path, parts: Sequence[str]) -> str:

@@ -13,8 +13,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 from transformers import AutoModelForCausalLM, AutoTokenizer, BitsAndBytesConfig
-from transformers.utils import logging as transformers_logging
 
+from fedgen.backbones.quiet import without_bars
 from fedgen.errors import BackboneError
 from fedgen.records import Document, Range, Rows
 
@@ -60,11 +60,10 @@ class Language:
             four, eight = self.bits == 4, self.bits == 8
             options["quantization_config"] = BitsAndBytesConfig(load_in_4bit=four, load_in_8bit=eight)
             options["device_map"] = {"": device}
-        loud = transformers_logging.is_progress_bar_enabled()
-        transformers_logging.disable_progress_bar()
         try:
-            tokenizer = AutoTokenizer.from_pretrained(where, local_files_only=local)
-            network, found = AutoModelForCausalLM.from_pretrained(where, output_loading_info=True, **options)
+            with without_bars():
+                tokenizer = AutoTokenizer.from_pretrained(where, local_files_only=local)
+                network, found = AutoModelForCausalLM.from_pretrained(where, output_loading_info=True, **options)
         except Exception as error:  # transformers raises many kinds for one cause: a folder that is not a model
             reason = (str(error).splitlines() or [type(error).__name__])[0]
             if self.bits < 16 and isinstance(error, ImportError):
@@ -72,9 +71,6 @@ class Language:
             else:
                 wish = f"'{self.source}' is not a causal language model that transformers can load: {reason}"
             raise BackboneError(f"backbone: {wish}") from error
-        finally:
-            if loud:
-                transformers_logging.enable_progress_bar()
         if missing := sorted(found["missing_keys"]):  # transformers would have drawn them at random, anew at each load
             raise BackboneError(
                 f"backbone: '{self.source}' lacks {len(missing)} of its weights, first '{missing[0]}'; get it whole"

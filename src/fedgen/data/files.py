@@ -83,7 +83,7 @@ def value(record: Mapping[str, object], field: str, where: str) -> str:
 
 
 @contextmanager
-def reading(where: str, wish: str) -> Iterator[None]:
+def reading(where: str, wish: str, remedy: str = "") -> Iterator[None]:
     """Whatever a library of formats raises inside is one line: it knows a dozen unrelated kinds for a broken file."""
     try:
         yield
@@ -91,4 +91,5 @@ def reading(where: str, wish: str) -> Iterator[None]:
         raise
     except Exception as error:
         first = (str(error).splitlines() or ["no reason given"])[0]
-        raise DataError(f"{where}: wanted {wish}, came {type(error).__name__}: {first}") from error
+        also = f"; {remedy}" if remedy else ""
+        raise DataError(f"{where}: wanted {wish}, came {type(error).__name__}: {first}{also}") from error

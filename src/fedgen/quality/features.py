@@ -2,8 +2,7 @@
 
 import json
 import warnings
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -13,8 +12,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 from transformers import AutoModel, AutoTokenizer
-from transformers.utils import logging as transformers_logging
 
+from fedgen.backbones.quiet import without_bars
+from fedgen.data.files import reading
 from fedgen.errors import DataError
 from fedgen.quality.distances import NEIGHBOURS
 from fedgen.quality.judge import Judge
@@ -72,7 +72,10 @@ class Inception:
 
     @cached_property
     def _layers(self) -> nn.Module:
-        with _loading(self.path, "the TorchScript file inception-2015-12-05.pt"), warnings.catch_warnings():
+        with (
+            reading(self.path, "the TorchScript file inception-2015-12-05.pt", "give the path of that"),
+            warnings.catch_warnings(),
+        ):
             warnings.simplefilter("ignore", DeprecationWarning)  # torch would rather have another format: it is theirs
             return cast(nn.Module, torch.jit.load(_file(self.path), map_location="cpu").eval().layers)
 
@@ -100,7 +103,7 @@ class ResNet:
     def _network(self) -> nn.Module:
         with torch.device("meta"):  # no weights are drawn only to be replaced
             network = ResNet20()
-        with _loading(self.path, "the weights of a CIFAR-10 ResNet-20 (resnet20-12fca82f.th)"):
+        with reading(self.path, "the weights of a CIFAR-10 ResNet-20 (resnet20-12fca82f.th)", "give the path of that"):
             found = torch.load(_file(self.path), map_location="cpu", weights_only=True)["state_dict"]
             weights = {name.removeprefix("module."): tensor for name, tensor in found.items()}
             network.load_state_dict({n: t for n, t in weights.items() if not n.startswith("linear.")}, assign=True)
@@ -134,7 +137,8 @@ class Clip:
     def _parts(self) -> tuple[Any, Any, tuple[Sequence[float], Sequence[float]]]:
         """The tokenizer, the network, and the mean and spread of the colours it knows."""
         folder = Path(self.path).expanduser()
-        with _loading(self.path, "a folder with a CLIP, its weights as safetensors, and its tokenizer"), _quiet():
+        wish = "a folder with a CLIP, its weights as safetensors, and its tokenizer"
+        with reading(self.path, wish, "give the path of that"), without_bars():
             if (kind := json.loads((folder / "config.json").read_text("utf-8"))["model_type"]) != "clip":
                 raise DataError(f"{self.path}: wanted a CLIP, came a model of kind '{kind}'; give the path of a CLIP")
             tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True)
@@ -189,28 +193,6 @@ def _colours(path: Path) -> tuple[Sequence[float], Sequence[float]]:
 
 def _file(path: str) -> str:
     return str(Path(path).expanduser())
-
-
-@contextmanager
-def _loading(path: str, wanted: str) -> Iterator[None]:
-    try:
-        yield
-    except DataError:
-        raise
-    except Exception as error:  # the libraries raise a dozen unrelated kinds for what is one thing to a user
-        reason = f"{type(error).__name__}: {(str(error).splitlines() or ['no reason given'])[0]}"
-        raise DataError(f"{path}: wanted {wanted}, came {reason}; give the path of that") from error
-
-
-@contextmanager
-def _quiet() -> Iterator[None]:
-    loud = transformers_logging.is_progress_bar_enabled()
-    transformers_logging.disable_progress_bar()
-    try:
-        yield
-    finally:
-        if loud:
-            transformers_logging.enable_progress_bar()
 
 
 FEATURES: dict[str, Callable[[str], Features]] = {"judge": Judge, "inception": Inception, "resnet": ResNet}

@@ -8,10 +8,10 @@ from pathlib import Path
 from typing import Any
 
 from fedgen.errors import StoreError
+from fedgen.exhibit import QUALITY, SAMPLES
 from fedgen.report import markup
 from fedgen.report.wording import ABSENT, number
 
-QUALITY, SAMPLES = "quality.json", "samples"
 OPENS, ENDS = b"\x89PNG\r\n\x1a\n", b"IEND\xaeB`\x82"  # the first and the last bytes of every whole PNG
 BROKEN = OSError, ValueError, LookupError, TypeError, AttributeError, OverflowError, RecursionError  # of other content
 REMEDY = "draw the samples anew"
