@@ -19,7 +19,8 @@ import pytest
 from typer.testing import CliRunner, Result
 
 import fedgen
-from fedgen import Run, cli, plan
+from fedgen import Run, cli, lora, plan
+from fedgen.sample import mixture
 from fedgen.sheet import GAP, MARGIN
 from fedgen.store import load_bundle
 
@@ -210,6 +211,91 @@ def test_export_makes_a_bundle_with_the_clients_name(tiny_run: Run, tmp_path: Pa
     assert card.client == "ann"
     assert all(adapter[key].equal(own[key]) for key in own)
     assert json.loads((tmp_path / "ann" / "adapter_config.json").read_text())["lora_alpha"] == card.rank
+
+
+# ---- mixtures and routes
+
+
+@pytest.fixture(scope="module")
+def clustered_run(tiny_plan: dict[str, Any], tmp_path_factory: pytest.TempPathFactory) -> Run:
+    """The tiny run, its clients in two clusters by how their texts begin."""
+    grouped = {"encode": {"kind": "ngrams"}, "cluster": {"kind": "kmeans", "count": 2}}
+    return fedgen.run(tiny_plan | grouped, tmp_path_factory.mktemp("runs") / "clustered")
+
+
+def test_generate_mixes_adapters(clustered_run: Run) -> None:
+    def written(*words: object) -> str:
+        warm = ("--prompt", "the harbour ", "--tokens", 24, "--temperature", 1.0)
+        said = called("generate", clustered_run.folder, *warm, *words)
+        assert said.exit_code == 0, said.output
+        return said.stdout
+
+    alone = written("--adapter", "cluster-1")
+    assert written("--mix", "cluster-1") == written("--mix", "cluster-1=1,backbone=0.5") == alone
+    assert written("--mix", "cluster-1=40,cluster-2=-40") != alone
+
+
+def test_generate_routes_by_the_prompt_and_says_how(clustered_run: Run) -> None:
+    opening = (Path(clustered_run.plan.data.path) / "ann.txt").read_text("utf-8")[:200]  # type: ignore[attr-defined]
+    own, sharp = clustered_run.clusters["where"]["ann"], ("--tokens", 8, "--spread", 0.001)
+    said = called("generate", clustered_run.folder, "--prompt", opening, "--route", "--top", 1, *sharp)
+    assert said.exit_code == 0, said.output
+    assert said.stderr == f"routed to {own}=1\n"
+    assert said.stdout == called("generate", clustered_run.folder, "--prompt", opening, "--mix", own, *sharp[:2]).stdout
+    both = called("generate", clustered_run.folder, "--prompt", opening, "--route", "--spread", 0.5, "--tokens", 2)
+    weights = mixture(both.stderr.removeprefix("routed to ").strip())
+    assert next(iter(weights)) == own
+    assert sorted(weights) == ["cluster-1", "cluster-2"]
+    assert sum(weights.values()) == pytest.approx(1, abs=1e-3)
+
+
+def test_a_route_that_cannot_be_taken_is_one_line(clustered_run: Run, tiny_run: Run) -> None:
+    flat = called("generate", tiny_run.folder, "--prompt", "x", "--route")
+    assert flat.exit_code == 1
+    assert "has no centroids.safetensors to route by" in str(flat.exception)
+    both = called("generate", clustered_run.folder, "--prompt", "x", "--route", "--mix", "cluster-1=1")
+    assert both.exit_code == 2
+    for words in (("--top", 0), ("--spread", 0)):
+        assert called("generate", clustered_run.folder, "--prompt", "x", "--route", *words).exit_code == 2
+
+
+def test_a_mixture_that_cannot_be_made_is_one_line(clustered_run: Run, tmp_path: Path) -> None:
+    for text, came in (
+        ("cluster-1=0.5,cluster-9=0.5", "has no adapter 'cluster-9'; it has cluster-2, cluster-1, "),
+        ("cluster-1=half", "no finite weight of 'cluster-1'"),
+        ("cluster-1=0.5,cluster-1=0.5", "names 'cluster-1' twice"),
+        ("cluster-1 until 0.5 then cluster-2", "take turns between the steps of a picture alone"),
+    ):
+        for words in (("generate", "--prompt", "x"), ("export", "--to", tmp_path / "out")):
+            said = called(words[0], clustered_run.folder, "--mix", text, *words[1:])
+            assert said.exit_code == 1
+            assert came in str(said.exception)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_picture_of_a_mixture_says_its_weights(picture_run: Run, tmp_path: Path) -> None:
+    image = pytest.importorskip("PIL.Image", reason="the extra 'images' is not installed")
+    for text in ("global=0.7,backbone=0.3", "global until 0.5 then global=-1"):
+        made = drawn(picture_run, tmp_path / text[:9], "--prompt", 3, "--mix", text)
+        for name in made:
+            with image.open(tmp_path / text[:9] / name) as picture:
+                picture.load()
+                assert json.loads(picture.text["parameters"])["adapter"] == text
+
+
+def test_export_makes_one_adapter_of_a_mixture_and_says_its_loss(clustered_run: Run, tmp_path: Path) -> None:
+    mixed = ("--mix", "cluster-1=0.5,cluster-2=0.5")
+    said = called("export", clustered_run.folder, *mixed, "--rank", 3, "--to", tmp_path / "narrow")
+    assert said.exit_code == 0, said.output
+    lost = re.search(r"narrow: rank 3, ([\d.]+)% of its energy lost, content", said.stdout)
+    assert lost is not None
+    parts = [(0.5, clustered_run.adapter(name)[0]) for name in ("cluster-1", "cluster-2")]
+    assert float(lost[1]) == pytest.approx(100 * (1 - lora.energy_kept(lora.product_sum(parts), 3)), abs=0.01)
+    _, card = load_bundle(tmp_path / "narrow")
+    assert (card.rank, card.cluster, card.run) == (3, "cluster-1=0.5,cluster-2=0.5", "clustered")
+    assert card.parent == ",".join(clustered_run.adapter(name)[1].hash for name in ("cluster-1", "cluster-2"))
+    whole = called("export", clustered_run.folder, *mixed, "--to", tmp_path / "whole")
+    assert "whole: rank 8, content" in whole.stdout
 
 
 WRONG = [

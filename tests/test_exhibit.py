@@ -5,6 +5,7 @@ import json
 import shutil
 from collections.abc import Iterator
 from dataclasses import replace
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +26,7 @@ from fedgen.quality.judge import Judge
 from fedgen.records import Document
 from fedgen.run import Finished
 from fedgen.sample import Sampler, Wish, sampler
-from fedgen.sheet import GAP, MARGIN
+from fedgen.sheet import GAP, MARGIN, TEXT
 
 Image = pytest.importorskip("PIL.Image", reason="the extra 'images' is not installed")
 pytest.importorskip("matplotlib", reason="the extra 'images' is not installed")
@@ -199,6 +200,75 @@ def test_nothing_is_drawn_that_is_not_wanted(plan: dict[str, Any], tmp_path: Pat
     assert found.finished
     assert not (found.folder / QUALITY).exists()
     assert not (found.folder / SAMPLES).exists()
+
+
+# --- a run with clusters
+
+
+@pytest.fixture(scope="module")
+def grouped(run: Run, tmp_path_factory: pytest.TempPathFactory) -> Run:
+    """The run as if the clients of each style had been a cluster, but for one in none; drawn anew."""
+    found = Run(Path(shutil.copytree(run.folder, tmp_path_factory.mktemp("grouped") / "grouped")))
+    adapters = found.folder / "adapters"
+    shutil.copytree(adapters / "global@round-1", adapters / "cluster-bold")
+    shutil.copytree(adapters / "global@round-2", adapters / "cluster-gothic")
+    where = {"bold-1": "cluster-bold", "bold-2": "cluster-bold", "gothic-1": "cluster-gothic"}
+    (found.folder / "clusters.json").write_text(json.dumps({"where": where}), "utf-8")
+    (found.folder / QUALITY).unlink()
+    return resume(found.folder)
+
+
+def test_clients_are_drawn_under_their_own_and_another_cluster_and_a_hybrid(grouped: Run) -> None:
+    kinds = kinds_of(grouped)
+    assert list(kinds) == ["backbone", "global", "cluster", "other cluster", "hybrid", "personal"]
+    assert [kinds[kind]("gothic-1") for kind in list(kinds)[2:]] == [
+        "cluster-gothic", "cluster-bold", "cluster-gothic=0.5,cluster-bold=0.5", "client/gothic-1",
+    ]  # fmt: skip
+    assert [kinds[kind]("gothic-2") for kind in list(kinds)[2:5]] == [
+        "global",
+        "cluster-bold",
+        "global=0.5,cluster-bold=0.5",
+    ]
+
+
+def test_one_cluster_has_no_other(grouped: Run, tmp_path: Path) -> None:
+    alone = Run(Path(shutil.copytree(grouped.folder, tmp_path / "alone")))
+    (alone.folder / "clusters.json").write_text(json.dumps({"where": {"bold-1": "cluster-bold"}}), "utf-8")
+    assert list(kinds_of(alone)) == ["backbone", "global", "cluster", "personal"]
+
+
+def test_others_and_hybrids_are_shown_and_not_measured(grouped: Run) -> None:
+    found = content(grouped)
+    assert found["measures"]["columns"] == ["backbone", "global", "cluster", "personal"]
+    assert {len(row) for row in found["measures"]["rows"]} == {5}
+    assert [sheet["title"] for sheet in found["sheets"]] == ["Side by side", "Prompt by prompt", "Round by round"]
+    with Image.open(grouped.folder / "samples" / "side-by-side.png") as sheet:
+        assert sheet.height == 2 * MARGIN + 3 * 7 * (SIDE + GAP) + 2 * ((SIDE + GAP) // 3)
+    page = report.write(grouped).read_text("utf-8")
+    assert page.count('<img src="data:image/png;base64,') == 3
+    assert "<h3>Prompt by prompt</h3>" in page
+
+
+def test_a_row_of_prompts_is_one_prompt_under_each_adapter(grouped: Run, held: Any) -> None:
+    heads = ["backbone", "global", "own cluster", "other cluster", "hybrid", "personal"]
+    font = import_module("PIL.ImageFont").load_default(TEXT)
+    wide = max(int(font.getlength(head)) + 2 * GAP for head in heads)
+    voice, names = sampler(grouped), chosen(grouped, held, 3)
+    with Image.open(grouped.folder / "samples" / "prompts.png") as sheet, voice.bank:
+        assert sheet.height == 2 * MARGIN + 2 * TEXT + 3 * 2 * (SIDE + GAP)
+        for row, (name, at) in enumerate((name, at) for name in names for at in (0, 1)):
+            asked = wanted(held[name], 3)[at]
+            wishes = [Wish(adapter(name), asked, at) for adapter in kinds_of(grouped).values()]
+            for column, picture in enumerate(voice.paint(wishes, steps=2, guidance=2.0)):
+                left = sheet.width - MARGIN - (6 - column) * (wide + GAP) + (wide - SIDE) // 2
+                top = MARGIN + 2 * TEXT + row * (SIDE + GAP)
+                shown = (
+                    sheet.convert("L")
+                    .crop((left, top, left + SIDE, top + SIDE))
+                    .resize((16, 16), Image.Resampling.NEAREST)
+                )
+                seen = torch.frombuffer(bytearray(shown.tobytes()), dtype=torch.uint8).view(1, 16, 16)
+                assert (seen.int() - picture.int()).abs().max() <= 1
 
 
 # --- what is drawn

@@ -16,11 +16,12 @@ from fedgen.bank import Bank
 from fedgen.cohort import Uniform
 from fedgen.data import count
 from fedgen.errors import ClientError
+from fedgen.groups import offers
 from fedgen.outer import Momentum, Plain
 from fedgen.personal import FineTune, Keep, Nothing, Personal
 from fedgen.places.inprocess import hold_data
 from fedgen.records import GLOBAL, Client, Failure, Offer, Reply, Rows, State, Tree, Update
-from fedgen.rounds import Server, Site, head, offers, play, read_scores, turn, turns
+from fedgen.rounds import CLUSTER, Server, Site, head, play, read_scores, turn, turns
 from fedgen.store import Shelf
 
 Make = Callable[[Personal], Site]
@@ -128,8 +129,8 @@ def scored(rows: Rows) -> int:
 def test_score_without_personal_adapters(make: Make, start: Tree) -> None:
     site = make(Nothing())
     scores = read_scores(trained(turn(site, Offer(3, "ann", "north", start, "score"))))
-    assert list(scores) == ["backbone", "north"]
-    assert scores["backbone"].loss != scores["north"].loss
+    assert list(scores) == ["backbone", CLUSTER]
+    assert scores["backbone"].loss != scores[CLUSTER].loss
     assert {found.terms for found in scores.values()} == {scored(head(site.clients["ann"].test, 2))}
     assert site.shelf.clients() == []
 
@@ -246,7 +247,7 @@ def test_two_clusters_have_adapters_folds_and_memories_of_their_own() -> None:
         return (step(offer, by[offer.client]) for offer in asked)
 
     one = server(["a", "b", "c"], outer=Momentum(beta=0.5))
-    state = State(0, {"north": leaf(0.0), "south": leaf(100.0)}, {}, where)
+    state = State(0, {GLOBAL: leaf(0.0), "north": leaf(0.0), "south": leaf(100.0)}, {}, where)
     state, _ = play(one, state, ask)
     assert near(dict(state.adapters["north"]), leaf(2.0))
     assert near(dict(state.adapters["south"]), leaf(110.0))
@@ -266,7 +267,7 @@ def test_a_cluster_without_updates_keeps_its_adapter_and_its_memory() -> None:
             lost = offer.cluster == "south"
             yield Failure(offer.round, offer.client, offer.cluster, "away") if lost else step(offer, 1.0)
 
-    before = State(0, {"north": leaf(0.0), "south": leaf(5.0)}, memory, where)
+    before = State(0, {GLOBAL: leaf(0.0), "north": leaf(0.0), "south": leaf(5.0)}, memory, where)
     kept = copy.deepcopy(before)
     after, _ = play(server(["a", "c"], outer=Momentum()), before, ask)
     assert same(dict(after.adapters["south"]), leaf(5.0))

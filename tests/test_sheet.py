@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from fedgen.errors import StoreError
-from fedgen.sheet import GAP, MARGIN, PAPER, empty, save_png, save_sheet
+from fedgen.sheet import GAP, MARGIN, PAPER, TEXT, empty, save_png, save_sheet
 
 Image = pytest.importorskip("PIL.Image", reason="the extra 'images' is not installed")
 
@@ -90,6 +90,29 @@ def test_names_stand_beside_their_rows_and_make_room(tmp_path: Path) -> None:
         assert len(named.crop(beside).getcolors(4096)) > 1
     begin = MARGIN + GAP  # no name runs into the pictures
     assert named.crop((room + begin, 0, *named.size)).tobytes() == bare.crop((begin, 0, *bare.size)).tobytes()
+
+
+def test_heads_stand_above_their_columns_and_make_room(tmp_path: Path) -> None:
+    rows = [("ann", flat(3, 0)), ("bob", flat(2, 0))]
+    save_sheet(tmp_path / "bare.png", rows, {})
+    save_sheet(tmp_path / "short.png", rows, {}, ["a", "b", "c"])
+    save_sheet(tmp_path / "long.png", rows, {}, ["a", "the other one", "c"])
+    bare, short, long = (opened(tmp_path / f"{name}.png") for name in ("bare", "short", "long"))
+    above = short.size[1] - bare.size[1]
+    assert above == 2 * TEXT
+    assert short.crop((0, above + MARGIN, *short.size)).tobytes() == bare.crop((0, MARGIN, *bare.size)).tobytes()
+    black = (0, 0, 0)
+    step = (long.size[0] - bare.size[0]) // 3 + 64 + GAP
+    assert step > 64 + GAP
+    middle = [
+        [x for x in range(long.size[0]) if long.getpixel((x, above + MARGIN + 68 * row + 1)) == black] for row in (0, 1)
+    ]
+    assert [len(own) for own in middle] == [3 * 64, 2 * 64]
+    assert middle[0][64] - middle[0][0] == step
+    for column, x in enumerate(middle[0][::64]):  # each head is in the middle above its column, and within it
+        left, right = x - (step - 64) // 2, x + 64 + (step - 64) // 2
+        ink = [at for at in range(left, right) if any(long.getpixel((at, y)) != PAPER for y in range(MARGIN + TEXT))]
+        assert abs((ink[0] + ink[-1]) / 2 - (x + 32)) <= 3, column
 
 
 def test_a_row_without_pictures_is_a_gap(tmp_path: Path) -> None:

@@ -16,7 +16,7 @@ from fedgen.errors import FedgenError, PlanError
 from fedgen.exhibit import draw
 from fedgen.report.wording import saving, size
 from fedgen.run import PLAN, Run
-from fedgen.sample import sampler
+from fedgen.sample import compact, one_mixture, route, sampler, spelled
 from fedgen.screen import Screen, outcome_table, quality_table, runs_table, standing
 from fedgen.store import save_bundle
 
@@ -25,6 +25,9 @@ WIDE = 160  # columns for a pipe or a file, where nothing should be cut
 
 app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False, help=__doc__)
 out = Console(highlight=False, width=None if sys.stdout.isatty() else WIDE)
+
+MIXTURE = "global, cluster-N, global@round-N or client/NAME; or several with weights, as cluster-1=0.7,cluster-2=0.7."
+ADAPTER = f"{MIXTURE[:-1]}; or backbone; images: 'A until 0.4 then B' to change between steps."
 
 RunFolder = Annotated[Path, typer.Argument(metavar="RUN", help="A run's folder.")]
 Settings = Annotated[
@@ -131,8 +134,11 @@ def generate(
     prompt: Annotated[
         str, typer.Option(help="What to continue, or to draw; a class's number where it is asked by that.")
     ],
-    adapter: Annotated[str, typer.Option(help="backbone, global, global@round-N, or client/NAME.")] = "global",
+    adapter: Annotated[str, typer.Option("--adapter", "--mix", help=ADAPTER)] = "global",
     *,
+    routed: Annotated[bool, typer.Option("--route", help="Mix the clusters nearest to the prompt instead.")] = False,
+    top: Annotated[int, typer.Option(min=1, help="With --route: so many clusters.")] = 2,
+    spread: Annotated[float, typer.Option(min=1e-3, help="With --route: near 0 the nearest cluster takes all.")] = 0.1,
     seed: Annotated[int, typer.Option(help="Names the draw.")] = 0,
     tokens: Annotated[int, typer.Option(min=1, help="Text: at most so many tokens.")] = 64,
     temperature: Annotated[float, typer.Option(min=0.0, help="Text: 0 takes the likeliest token each time.")] = 0.0,
@@ -141,8 +147,13 @@ def generate(
     guidance: Annotated[float, typer.Option(min=0.0, help="Images: how far towards the prompt; 1 is as learnt.")] = 2.0,
     to: Annotated[Path, typer.Option("--out", help="Images: the folder for them.")] = Path("pictures"),
 ) -> None:
-    """Continue a prompt, or draw it, under one of a run's adapters."""
+    """Continue a prompt, or draw it, under one of a run's adapters or a mixture of them."""
+    if routed and adapter != "global":
+        raise typer.BadParameter("chooses the adapters itself; leave --adapter and --mix away", param_hint="--route")
     voice = sampler(Run(run))
+    if routed:
+        adapter = spelled(route(voice.run, voice.encode(prompt), top=top, temperature=spread))
+        typer.echo(f"routed to {adapter}", err=True)
     if voice.backbone.kind == "image":
         for path in draw(voice, prompt, adapter, range(seed, seed + n), to, steps=steps, guidance=guidance):
             out.print(str(path), soft_wrap=True, markup=False)
@@ -157,13 +168,15 @@ def generate(
 def export(
     run: RunFolder,
     to: Annotated[Path, typer.Option(help="The new bundle's folder.")],
-    adapter: Annotated[str, typer.Option(help="global, or client/NAME.")] = "global",
+    adapter: Annotated[str, typer.Option("--adapter", "--mix", help=MIXTURE)] = "global",
+    rank: Annotated[int, typer.Option(min=0, help="Make it so wide, as near as can be; 0: as wide as it takes.")] = 0,
 ) -> None:
-    """Write an adapter as a bundle that PEFT and other servers read unchanged."""
+    """Write an adapter, or a mixture as one, as a bundle that PEFT and other servers read unchanged."""
     source = Run(run)
-    found, card = source.adapter(adapter)
+    found, card, lost = compact(source, one_mixture(source, adapter), rank)
     written = save_bundle(to, found, card, component=source.facts.get("component", ""))
-    out.print(f"{to}: rank {written.rank}, content {written.hash[:12]}, made by run {written.run}", soft_wrap=True)
+    said = f"rank {written.rank}" + (f", {lost:.2%} of its energy lost" if rank else "")
+    out.print(f"{to}: {said}, content {written.hash[:12]}, made by run {written.run}", soft_wrap=True)
 
 
 def _play(plan: Path, to: Path | None, settings: Sequence[str]) -> Run:

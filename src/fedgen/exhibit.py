@@ -23,15 +23,20 @@ from fedgen.sheet import empty, save_png, save_sheet
 from fedgen.store import write_whole
 
 QUALITY, SAMPLES = "quality.json", "samples"
-PERSONAL = "personal"
+CLUSTER, OTHER, HYBRID, PERSONAL = "cluster", "other cluster", "hybrid", "personal"
+UNMEASURED = OTHER, HYBRID  # only shown
+OWN = {CLUSTER: "own cluster"}  # what it is called beside the other one
 SHOWN, ACROSS = 6, 10  # clients and pictures on a sheet
+PROMPTS, LONGEST = 2, 60  # a client's rows on the sheet of prompts, and the letters of their names
 
 SHEETS = {
     "side-by-side.png": ("Side by side", "the same prompts and the same noise in each row"),
     "rounds.png": ("Round by round", "the global adapter as it grew; the same prompts and noise in each row"),
+    "prompts.png": ("Prompt by prompt", "a prompt of a client a row, an adapter a column; the same noise in each row"),
 }
 
 Held = Mapping[str, Sequence[Document]]  # each client's documents
+Shown = Mapping[str, Mapping[str, Tensor]]  # by kind of adapter, each client's pictures
 SheetRows = list[tuple[str, Tensor]]  # a name and its pictures
 
 
@@ -44,13 +49,15 @@ class Painting:
 
 
 def exhibit(run: Run, voice: Sampler, held: Held, tell: Callable[[object], None]) -> None:
-    """Draw for some clients under the backbone and under global and personal adapters; save sheets and measures."""
+    """Draw for some clients under the backbone and under every kind of adapter; save sheets and measures."""
     plan = run.plan
     names, kinds = chosen(run, held, plan.quality.clients), kinds_of(run)
     asked = {name: wanted(held[name], plan.quality.pictures) for name in names}
+    few = {name: asked[name][:ACROSS] for name in names[:SHOWN]}
+    wished = {kind: few if kind in UNMEASURED else asked for kind in kinds}
     groups = [
-        [Wish(adapter(name), document, plan.seed + at) for name in names for at, document in enumerate(asked[name])]
-        for adapter in kinds.values()
+        [Wish(kinds[kind](name), document, plan.seed + at) for name in which for at, document in enumerate(which[name])]
+        for kind, which in wished.items()
     ]
     course = [BARE, *rounds, GLOBAL] if (rounds := kept(run)) else []
     some = [document for name in names for document in asked[name][:1]][:ACROSS]
@@ -58,13 +65,17 @@ def exhibit(run: Run, voice: Sampler, held: Held, tell: Callable[[object], None]
     made = _painted(voice, groups, plan.quality, tell)
     drawn = dict(zip(kinds, made, strict=False))
     said = {"run": run.folder.name, "steps": plan.quality.steps, "guidance": plan.quality.guidance, "seed": plan.seed}
-    sheets = [_saved(run, "side-by-side.png", said, _side_by_side(asked, drawn))]
+    shown = {OWN.get(kind, kind): _of_each(pictures, wished[kind]) for kind, pictures in drawn.items()}
+    sheets = [_saved(run, "side-by-side.png", said, _side_by_side(few, shown))]
+    if CLUSTER in kinds:
+        sheets.append(_saved(run, "prompts.png", said, _by_prompt(few, shown), list(shown)))
     if course:
         grown = dict(zip(course, made[len(kinds) :], strict=True))
         sheets.append(_saved(run, "rounds.png", said, _over_rounds(grown)))
     documents = [document for name in names for document in asked[name]]
     real = [document.picture for name in names for document in held[name] if document.picture is not None]
-    content = {"sheets": sheets, "measures": measured(plan, documents, drawn, torch.stack(real))}
+    counted = {kind: pictures for kind, pictures in drawn.items() if kind not in UNMEASURED}
+    content = {"sheets": sheets, "measures": measured(plan, documents, counted, torch.stack(real))}
     write_whole(run.folder / QUALITY, (json.dumps(content, indent=1, ensure_ascii=False) + "\n").encode())
 
 
@@ -107,7 +118,27 @@ def ready(plan: Plan, backbone: Backbone) -> None:
 def kinds_of(run: Run) -> dict[str, Callable[[str], str]]:
     """The kinds of adapter that a run has, and for each the adapter that a client is drawn with."""
     own: dict[str, Callable[[str], str]] = {PERSONAL: lambda name: f"client/{name}"}
-    return {BARE: lambda name: BARE, GLOBAL: lambda name: GLOBAL} | (own if run.shelf().clients() else {})
+    shared: dict[str, Callable[[str], str]] = {BARE: lambda name: BARE, GLOBAL: lambda name: GLOBAL}
+    return shared | _of_clusters(run) | (own if run.shelf().clients() else {})
+
+
+def _of_clusters(run: Run) -> dict[str, Callable[[str], str]]:
+    """A client's own cluster, the next one by name, and an even mixture of the two; nothing in a flat run."""
+    where: dict[str, str] = run.clusters.get("where", {})
+    names = sorted({*where.values()} - {GLOBAL})
+    following = dict(zip([GLOBAL, *names], [*names, *names[:1]], strict=False))  # one in no cluster gets the first
+
+    def own(name: str) -> str:
+        return where.get(name, GLOBAL)
+
+    def other(name: str) -> str:
+        return following[own(name)]
+
+    def hybrid(name: str) -> str:
+        return f"{own(name)}=0.5,{other(name)}=0.5"
+
+    kinds: dict[str, Callable[[str], str]] = {CLUSTER: own, OTHER: other, HYBRID: hybrid}
+    return {kind: kinds[kind] for kind in (CLUSTER, *UNMEASURED)[: 3 if len(names) > 1 else len(names)]}
 
 
 def kept(run: Run) -> list[str]:
@@ -145,26 +176,43 @@ def _painted(
     return list(torch.stack(made).split([len(group) for group in groups]))
 
 
-def _side_by_side(asked: Mapping[str, Sequence[Document]], drawn: Mapping[str, Tensor]) -> SheetRows:
+def _of_each(pictures: Tensor, asked: Held) -> dict[str, Tensor]:
+    """Each client's own of the pictures."""
+    return dict(zip(asked, pictures.split([len(documents) for documents in asked.values()]), strict=True))
+
+
+def _side_by_side(asked: Held, shown: Shown) -> SheetRows:
     """A block of rows a client: a real picture of each prompt, and what each kind of adapter made of it."""
     rows: SheetRows = []
-    at = 0
-    for name, documents in list(asked.items())[:SHOWN]:
-        real = [document.picture for document in documents[:ACROSS] if document.picture is not None]
+    for name, documents in asked.items():
+        real = [document.picture for document in documents if document.picture is not None]
         rows.append((f"{name}: its own", torch.stack(real)))
-        rows += [(kind, pictures[at : at + len(documents)][:ACROSS]) for kind, pictures in drawn.items()]
+        rows += [(kind, pictures[name][:ACROSS]) for kind, pictures in shown.items()]
         rows.append(("", empty()))
-        at += len(documents)
     return rows[:-1]
+
+
+def _by_prompt(asked: Held, shown: Shown) -> SheetRows:
+    """A row a prompt, the first few of each client: what each kind of adapter made of it."""
+    return [
+        (
+            f"{name}: {document.prompt or document.label}"[:LONGEST],
+            torch.stack([own[name][at] for own in shown.values()]),
+        )
+        for name, documents in asked.items()
+        for at, document in enumerate(documents[:PROMPTS])
+    ]
 
 
 def _over_rounds(course: Mapping[str, Tensor]) -> SheetRows:
     return [(name.replace(f"{GLOBAL}{KEPT}", "round "), pictures) for name, pictures in course.items()]
 
 
-def _saved(run: Run, file: str, said: Mapping[str, object], rows: SheetRows) -> dict[str, str]:
+def _saved(
+    run: Run, file: str, said: Mapping[str, object], rows: SheetRows, heads: Sequence[str] = ()
+) -> dict[str, str]:
     """Write a sheet, and say what the report says of it."""
-    save_sheet(run.folder / SAMPLES / file, rows, said)
+    save_sheet(run.folder / SAMPLES / file, rows, said, heads)
     title, note = SHEETS[file]
     return {"file": f"{SAMPLES}/{file}", "title": title, "note": note}
 

@@ -70,6 +70,7 @@ def save_checkpoint(path: Path, state: State) -> None:
         for cluster, adapter in clusters.items()
         for key, value in adapter.items()
     }
+    flat |= {f"profiles|{client}|": profile for client, profile in state.profiles.items()}
     write_whole(path, tree.pack(flat, {"state": json.dumps({"round": state.round, "where": dict(state.where)})}))
 
 
@@ -90,7 +91,7 @@ def load_checkpoint(path: Path) -> State | None:
 
 
 def _state(flat: Tree, notes: Mapping[str, str]) -> State:
-    parts: dict[str, dict[str, Tree]] = {"adapters": {}, "memory": {}}
+    parts: dict[str, dict[str, Tree]] = {"adapters": {}, "memory": {}, "profiles": {}}
     for name, value in flat.items():
         where, key = name.rsplit("|", 1)
         part, cluster = where.split("|", 1)
@@ -98,7 +99,8 @@ def _state(flat: Tree, notes: Mapping[str, str]) -> State:
     if not parts["adapters"]:
         raise ValueError("no adapters")
     said = json.loads(notes["state"])
-    return State(said["round"], parts["adapters"], parts["memory"], said["where"])
+    profiles = {client: found[""] for client, found in parts["profiles"].items()}
+    return State(said["round"], parts["adapters"], parts["memory"], said["where"], profiles)
 
 
 @contextmanager

@@ -19,6 +19,8 @@ from fedgen.records import Tree
 
 PREFIX = "base_model.model."
 A_END, B_END = ".lora_A.weight", ".lora_B.weight"
+WIDE = 1024  # ranks of a Gram matrix at once, so that its memory grows with the adapters and not with their square
+TINY = 1e-300  # in place of a length of zero
 
 Shape = tuple[int, ...]
 Product = tuple[Tensor, Tensor]  # B [groups, out, r] and A [groups, r, in] in float64
@@ -161,13 +163,36 @@ def resize(tree: Tree, rank: int) -> Tree:
     return tree_of(_resize(pair, rank) for pair in _of_rank(tree, rank))
 
 
+def compact(parts: Sequence[tuple[float, Tree]], rank: int) -> tuple[Tree, float]:
+    """The nearest adapter of this rank to the weighted sum of the products, and the share of energy that it loses."""
+    whole = product_sum(parts)
+    return best(whole, rank), max(0.0, 1 - energy_kept(whole, rank))
+
+
 def inner(a: Tree, b: Tree) -> float:
     """The inner product of two adapters' products."""
-    total = 0.0
-    for (_, one), (_, two) in _aligned([(1.0, a), (1.0, b)]):
-        (b_one, a_one), (b_two, a_two) = _product(one), _product(two)
-        total += float(((b_one.mT @ b_two) * (a_one @ a_two.mT)).sum())
-    return total
+    return float(gram([a, b])[0, 1])
+
+
+def gram(trees: Sequence[Tree]) -> Tensor:
+    """The inner products of the adapters' products, each with each [n, n], exactly and by r x r blocks."""
+    found = torch.zeros(len(trees), len(trees), dtype=torch.float64)
+    for row in _aligned([(1.0, tree) for tree in trees]):
+        b, a = _stack(row)
+        owner = torch.tensor([at for at, (_, pair) in enumerate(row) for _ in range(pair.b.shape[1])])
+        for some, mine in zip(torch.arange(len(owner)).split(WIDE), owner.split(WIDE), strict=True):
+            blocks = ((b[:, :, some].mT @ b) * (a[:, some] @ a.mT)).sum(0)
+            sums = found.new_zeros(len(some), len(trees)).index_add_(1, owner, blocks.cpu())
+            found.index_add_(0, mine, sums)
+    return (found + found.mT) / 2
+
+
+def cosines(trees: Sequence[Tree]) -> Tensor:
+    """How alike the adapters' products are [n, n]; one that changes nothing is like itself alone."""
+    found = gram(trees)
+    length = found.diagonal().clamp(min=0).sqrt()
+    alike = found / (length[:, None] * length).clamp(min=TINY)
+    return alike.clamp(-1, 1).fill_diagonal_(1)
 
 
 def energy_kept(tree: Tree, rank: int) -> float:

@@ -13,9 +13,13 @@ from typing import Annotated, Any, Literal
 from fedgen.aggregate import AGGREGATES, Aggregate, Average, Exact
 from fedgen.backbones import BACKBONES, Diffusion, Language, Model
 from fedgen.client import Training
+from fedgen.cluster import CLUSTERS, Clustering, Nothing
 from fedgen.cohort import COHORTS, Cohort, Uniform
 from fedgen.data import PARTITIONS, SOURCES, ByField, Deal, Partition, Source, Stdlib
+from fedgen.encode import ENCODERS, Encoder, Profile, Silent
 from fedgen.errors import FedgenError, PlanError
+from fedgen.exchange import EXCHANGES, Alone, Exchange, Neighbours, Toward
+from fedgen.groups import Hierarchy
 from fedgen.outer import OUTERS, Outer, Plain
 from fedgen.personal import PERSONALS, FineTune, Personal
 from fedgen.records import Range
@@ -73,6 +77,11 @@ class Plan:
     partition: Partition = field(default_factory=ByField)
     deal: Deal = field(default_factory=Deal)
     training: Training = field(default_factory=Training)
+    encode: Encoder = field(default_factory=Silent)
+    profile: Profile = field(default_factory=Profile)
+    cluster: Clustering = field(default_factory=Nothing)
+    hierarchy: Hierarchy = field(default_factory=Hierarchy)
+    exchange: Exchange = field(default_factory=Alone)
     cohort: Cohort = field(default_factory=Uniform)
     aggregate: Aggregate = field(default_factory=Average)
     outer: Outer = field(default_factory=Plain)
@@ -86,6 +95,9 @@ TABLES: dict[str, Table] = {
     "backbone": BACKBONES,
     "data": SOURCES,
     "partition": PARTITIONS,
+    "encode": ENCODERS,
+    "cluster": CLUSTERS,
+    "exchange": EXCHANGES,
     "cohort": COHORTS,
     "aggregate": AGGREGATES,
     "outer": OUTERS,
@@ -95,6 +107,8 @@ SECTIONS: dict[str, type[Any]] = {
     "adapter": Adapter,
     "deal": Deal,
     "training": Training,
+    "profile": Profile,
+    "hierarchy": Hierarchy,
     "evaluate": Measure,
     "quality": Quality,
 }
@@ -235,6 +249,21 @@ def agree(plan: Plan) -> None:
         raise PlanError(f"quality.weights: {plan.quality.features} wants the file of its weights, came none")
     if plan.quality.pictures and not isinstance(plan.backbone, Diffusion):
         raise PlanError("quality.pictures: only a backbone of kind 'diffusion' draws any; set it to 0")
+
+    _agree_on_clusters(plan)
+
+
+def _agree_on_clusters(plan: Plan) -> None:
+    evidence, hierarchy = plan.cluster.evidence, plan.hierarchy
+    if evidence == "profiles" and isinstance(plan.encode, Silent):
+        raise PlanError("cluster: goes by profiles, and encode.kind = 'none' makes none; choose 'ngrams' or another")
+    if evidence == "none" and (plan.exchange != Alone() or hierarchy != Hierarchy()):
+        raise PlanError("exchange, hierarchy: are between clusters, and cluster.kind = 'none' makes none; choose one")
+    on_products = isinstance(plan.exchange, Neighbours | Toward) and plan.exchange.on == "products"
+    if on_products and not isinstance(plan.outer, Plain):
+        raise PlanError("exchange and outer: products are factored anew, which an outer step with memory cannot follow")
+    if hierarchy.every and evidence not in ("profiles", "adapters"):
+        raise PlanError(f"hierarchy.every: nothing is formed anew by {evidence}; set it to 0")
 
 
 def kind_of(section: str, part: object) -> str:

@@ -3,12 +3,13 @@
 import math
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Any, Literal
 
 from torch import Tensor
 
 Tree = dict[str, Tensor]  # an adapter: PEFT state dict, safetensors file and body of a message at once
 GLOBAL = "global"  # the name of the adapter of all, and of the one cluster where there is no clustering
+Use = Literal["train", "check", "score", "encode"]  # what an offer is for
 Rows = dict[str, Tensor]  # encoded examples: every tensor has one entry an example along its first dimension
 
 
@@ -45,12 +46,16 @@ class Document:
 
 @dataclass(frozen=True)
 class Client:
-    """One holder of private data, encoded for the backbone and dealt into three parts."""
+    """One holder of private data, encoded for the backbone and dealt into three parts.
+
+    `asks` is what it asks for in words: its prompts, or how its texts begin. Only its profile ever leaves the device.
+    """
 
     name: str
     train: Rows
     valid: Rows
     test: Rows
+    asks: tuple[str, ...] = field(default=(), repr=False)
 
 
 @dataclass(frozen=True)
@@ -58,19 +63,24 @@ class Offer:
     """What the server asks of a client.
 
     `train` this adapter; `check` it on validation rows; or, when the rounds are over, `score` it on test rows beside
-    the bare backbone and the client's own adapter.
+    the bare backbone and the client's own adapter; or `encode` its prompts into a profile. With others `beside` it, the
+    client takes the one that knows its validation rows best.
     """
 
     round: int
     client: str
     cluster: str
     adapter: Tree
-    use: Literal["train", "check", "score"] = "train"
+    use: Use = "train"
+    beside: Mapping[str, Tree] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
 class Update:
-    """What comes back: the trained adapter, on how many examples, and how it went; `up`, `down` are bytes on a wire."""
+    """What comes back: the trained adapter, on how many examples, and how it went; `up`, `down` are bytes on a wire.
+
+    `cluster` is that of the adapter which the client took. A `profile` comes alone: unit vectors [tastes, width].
+    """
 
     round: int
     client: str
@@ -80,6 +90,7 @@ class Update:
     metrics: Mapping[str, float] = field(default_factory=dict)
     up: int = 0
     down: int = 0
+    profile: Tensor | None = None
 
 
 @dataclass(frozen=True)
@@ -95,17 +106,26 @@ class Failure:
 
 @dataclass(frozen=True)
 class State:
-    """All that the server carries from round to round: an adapter a cluster, the outer step's memory of each, and which
-    cluster a client is in. No clustering is one cluster."""
+    """All that the server carries from round to round.
+
+    The global adapter and one a cluster, the outer step's memory of each, which cluster a client is in, and the
+    profiles by which it came there. A client in no cluster is offered the global adapter; in a flat run every one is.
+    """
 
     round: int
     adapters: Mapping[str, Tree]
     memory: Mapping[str, Tree] = field(default_factory=dict)
     where: Mapping[str, str] = field(default_factory=dict)
+    profiles: Mapping[str, Tensor] = field(default_factory=dict)
 
     def cluster(self, client: str) -> str:
         """The cluster whose adapter a client is offered."""
         return self.where.get(client, GLOBAL)
+
+    @property
+    def clusters(self) -> list[str]:
+        """The clusters' names; none in a flat run."""
+        return sorted(set(self.adapters) - {GLOBAL})
 
 
 @dataclass(frozen=True)
@@ -119,6 +139,7 @@ class Report:
     up: int
     down: int
     seconds: float
+    clusters: Mapping[str, Any] = field(default_factory=dict)
 
 
 Reply = Update | Failure

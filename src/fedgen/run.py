@@ -9,18 +9,20 @@ import resource
 import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
 
-from fedgen import lora, plan, seeds, tree
+from fedgen import lora, plan, roster, seeds, tree
 from fedgen.cohort import Uniform, wanted
 from fedgen.errors import StoreError
 from fedgen.evaluate import Score, Yardstick, total, yardstick_of
+from fedgen.groups import Rules, choice, offers
 from fedgen.journal import Journal, line_of, load_checkpoint, save_checkpoint
 from fedgen.plan import Plan
 from fedgen.records import GLOBAL, Ask, Failure, Report, State, Tree, Update
-from fedgen.rounds import Server, offers, play, read_scores
+from fedgen.rounds import CLUSTER, Server, play, read_scores
 from fedgen.store import Card, Shelf, load_bundle, save_bundle, write_whole
 
 PLAN, FACTS, SCORES = "plan.toml", "facts.json", "scores.json"
@@ -38,6 +40,7 @@ class Place:
     start: Tree
     shelf: Shelf
     facts: Mapping[str, Any]
+    labels: Mapping[str, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -77,6 +80,11 @@ class Run:
         return self._json(SCORES)
 
     @property
+    def clusters(self) -> dict[str, Any]:
+        """Who is in which cluster, and how good the clusters are; nothing of a flat run."""
+        return self._json(roster.CLUSTERS)
+
+    @property
     def yardstick(self) -> Yardstick:
         """The measure that its scores are read in."""
         return yardstick_of(self.facts)
@@ -105,7 +113,8 @@ class Run:
             return own, dataclasses.replace(parent, client=client, parent=parent.hash, hash="", metrics={})
         if not (self.folder / ADAPTERS / name).is_dir() or not name:
             names = self.adapters()
-            shown = ", ".join(names[:8]) + (f", ... ({len(names)} in all)" if len(names) > 8 else "")
+            near = get_close_matches(name, names, 8, 0.0)
+            shown = ", ".join(near) + (f", ... ({len(names)} in all)" if len(names) > len(near) else "")
             none = f"none before its end: go on with `fedgen resume {self.folder}`"
             raise StoreError(f"run '{self.folder}': has no adapter '{name}'; it has {shown or none}")
         return load_bundle(self.folder / ADAPTERS / name, backbone_hash=self.facts.get("backbone_hash", ""))
@@ -152,10 +161,11 @@ def go(folder: Path, settled: Plan, place: Place, tell: Tell) -> Run:
     place.shelf.rewind(state.round)
     names = sorted(place.sizes)
     tell(Began(folder, settled, place.facts, state.round))
-    server = Server(settled.seed, names, place.sizes, settled.cohort, settled.aggregate, settled.outer)
+    rules = Rules(settled.cluster, settled.hierarchy, settled.exchange, place.labels, settled.seed)
+    server = Server(settled.seed, names, place.sizes, settled.cohort, settled.aggregate, settled.outer, rules)
     while state.round < settled.rounds:
         state, report = play(server, state, place.ask)
-        report = _checked(report, state, settled, names, place)
+        report = _checked(report, state, server, settled, place)
         if settled.evaluate.keep and state.round % settled.evaluate.keep == 0:
             _keep(folder, state, place, report)  # before the round counts, so that a resumed run has it too
         place.shelf.flush()
@@ -163,7 +173,7 @@ def go(folder: Path, settled: Plan, place: Place, tell: Tell) -> Run:
         save_checkpoint(folder / CHECKPOINT, state)
         place.shelf.settle(state.round)
         tell(report)
-    _finish(folder, settled, state, place, names)
+    _finish(folder, state, server, place)
     return Run(folder)
 
 
@@ -178,21 +188,28 @@ def _settle_facts(folder: Path, facts: Mapping[str, Any]) -> None:
             raise StoreError(f"run '{folder}': {changed}; put the backbone and the data back, or start a new run")
 
 
-def _checked(report: Report, state: State, settled: Plan, names: Sequence[str], place: Place) -> Report:
+def _checked(report: Report, state: State, server: Server, settled: Plan, place: Place) -> Report:
     """The report with the shared adapters' measure on the validation rows of the same few clients each time."""
     every = settled.evaluate.every
     if not every or (state.round % every and state.round < settled.rounds):
         return report
-    panel = panel_of(settled, names)
-    replies = list(place.ask(offers(state, panel, state.round, "check")))
-    scores = [found for reply in replies if isinstance(reply, Update) for found in read_scores(reply).values()]
+    panel, beside = panel_of(settled, server.names), choice(server.rules, state, "check")
+    replies = list(place.ask(offers(state, panel, state.round, "check", beside)))
+    updates = [reply for reply in replies if isinstance(reply, Update)]
+    found = [(reply.cluster, score) for reply in updates for score in read_scores(reply).values()]
+    scores = [score for _, score in found]
     if not scores:
         return report
     seen = _measured(scores, place) | {
         "check_up": float(sum(reply.up for reply in replies if isinstance(reply, Update))),
         "check_down": float(sum(reply.down for reply in replies)),
     }
-    return dataclasses.replace(report, metrics=dict(report.metrics) | seen)
+    clusters = dict(report.clusters)
+    if clusters:
+        by_cluster = {name: [score for cluster, score in found if cluster == name] for name in state.clusters}
+        measures = {name: _measured(own, place) for name, own in by_cluster.items() if own}
+        clusters["measure"] = {name: value for name, own in measures.items() for value in own.values()}
+    return dataclasses.replace(report, metrics=dict(report.metrics) | seen, clusters=clusters)
 
 
 def _measured(scores: Sequence[Score], place: Place) -> dict[str, float]:
@@ -217,16 +234,19 @@ def panel_of(settled: Plan, names: Sequence[str]) -> list[str]:
     )
 
 
-def _finish(folder: Path, settled: Plan, state: State, place: Place, names: Sequence[str]) -> None:
+def _finish(folder: Path, state: State, server: Server, place: Place) -> None:
     """Ask everyone for scores, once the rounds are over; personal adapters stay on the clients' shelf."""
-    began = time.perf_counter()
-    replies = list(place.ask(offers(state, names, state.round + 1, "score")))
+    began, beside = time.perf_counter(), choice(server.rules, state, "score")
+    replies = list(place.ask(offers(state, server.names, state.round + 1, "score", beside)))
     place.shelf.flush()
     place.shelf.settle(state.round + 1)
     scores = {reply.client: read_scores(reply) for reply in replies if isinstance(reply, Update)}
     for cluster in state.adapters:
-        inside = [found[cluster] for found in scores.values() if cluster in found]
+        inside = [found[key] for name, found in scores.items() if (key := _key_of(cluster, name, state)) in found]
         _save(folder, cluster, state, place, _measured(inside, place))
+    if state.clusters:
+        uses = {reply.client: reply.cluster for reply in replies if reply.client in scores}
+        roster.write(folder, state, place.labels, uses)
     outcome = {
         "clients": {name: {key: vars(score) for key, score in found.items()} for name, found in sorted(scores.items())},
         "failures": [dataclasses.asdict(reply) for reply in replies if isinstance(reply, Failure)],
@@ -236,6 +256,11 @@ def _finish(folder: Path, settled: Plan, state: State, place: Place, names: Sequ
         "peak_memory": peak_memory(),
     }
     write_whole(folder / SCORES, _dump(outcome))
+
+
+def _key_of(cluster: str, client: str, state: State) -> str:
+    """Under which name a client's score of this adapter stands, if it has one."""
+    return GLOBAL if cluster == GLOBAL else CLUSTER if state.where.get(client) == cluster else ""
 
 
 def peak_memory() -> int:

@@ -7,6 +7,7 @@ from typing import Self
 
 from rich.box import SIMPLE_HEAD
 from rich.console import Console
+from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
@@ -15,7 +16,9 @@ from fedgen.evaluate import Gains, Score, Yardstick, gains, total, yardstick_of
 from fedgen.exhibit import QUALITY, Painting
 from fedgen.records import Failure, Report, Update
 from fedgen.report import digest
-from fedgen.report.wording import number, saving, size
+from fedgen.report.clusters import table_of
+from fedgen.report.digest import CLUSTER, KINDS
+from fedgen.report.wording import counted, happened, number, saving, size
 from fedgen.run import Began, Run
 
 
@@ -87,10 +90,13 @@ class Screen:
             f"{len(report.clients) - len(report.failures)}/{len(report.clients)} clients",
             f"loss {report.metrics['loss']:.{max(3, digits)}f}",
             *([f"{yardstick.name} {seen:.{digits}f}"] if seen else []),
+            *([counted(len(report.clusters["members"]), "cluster")] if report.clusters else []),
             f"{size(report.up)} up",
             f"{report.metrics['terms'] / report.seconds:,.0f} {yardstick.term}s/s",
         ]
         self.out.print("  ".join(parts), soft_wrap=True)
+        for event in report.clusters.get("events", []):
+            self.out.print(f"  {happened(event)}", markup=False, soft_wrap=True)
         self.bar.update(self.task, description=f"round {report.round + 1}")
 
 
@@ -111,7 +117,8 @@ def outcome_table(run: Run) -> Table:
     also = ("per word", "bits/byte") if in_text else ()
     for head in ("adapter", yardstick.name, *also, "fall", "worst 10%", "gained"):
         table.add_column(head, justify="left" if head == "adapter" else "right", no_wrap=True)
-    for adapter in dict.fromkeys(name for own in scores.values() for name in own):
+    known = {kind for own in scores.values() for kind in own}
+    for adapter in (kind for kind in KINDS if kind in known):
         score = total(own[adapter] for own in scores.values() if adapter in own)
         gain = gains_of(scores, adapter, yardstick)
         falls = ("", "", "")
@@ -148,14 +155,30 @@ def quality_table(run: Run) -> Table | None:
     return table
 
 
+def clusters_table(run: Run) -> Table | None:
+    """What each cluster is and what its adapter is worth to its members, in a run that has any."""
+    found = digest.read(run)
+    if not found.members or not found.scores:
+        return None
+    table, (heads, rows) = Table(box=SIMPLE_HEAD, pad_edge=False, title=f"{run.folder.name}: clusters"), table_of(found)
+    for head in heads:
+        table.add_column(head.lower(), justify="left" if head in ("Cluster", "Labels") else "right")
+    for row in rows:
+        table.add_row(*map(escape, row))
+    table.caption = ", ".join(f"{name} {value:.2f}" for name, value in found.clusters.get("quality", {}).items())
+    return table
+
+
 def runs_table(runs: Sequence[Run]) -> Table:
     """One line a run."""
     table = Table(box=SIMPLE_HEAD, pad_edge=False)
-    for head in ("run", "rounds", "clients", "backbone", "global", "personal", "mean fall"):
+    known = {kind for run in runs for own in run.scores.values() for kind in own}
+    kinds = [kind for kind in KINDS if kind != CLUSTER or kind in known]
+    for head in ("run", "rounds", "clients", *kinds, "mean fall"):
         table.add_column(head, justify="left" if head == "run" else "right", no_wrap=True)
     for run in runs:
         scores, yardstick = run.scores, run.yardstick
-        pooled = [_pooled(scores, adapter, yardstick) for adapter in ("backbone", "global", "personal")]
+        pooled = [_pooled(scores, adapter, yardstick) for adapter in kinds]
         gain = gains_of(scores, "personal", yardstick)
         rounds, clients = f"{len(run.journal)}/{run.plan.rounds}", str(run.facts.get("clients", ""))
         table.add_row(run.folder.name, rounds, clients, *pooled, f"{gain.mean:.1%}" if gain else "")

@@ -23,24 +23,36 @@ def save_png(path: Path, picture: Tensor, made: Mapping[str, object]) -> None:
     write_whole(path, _png(_image(picture), made))
 
 
-def save_sheet(path: Path, rows: Sequence[tuple[str, Tensor]], made: Mapping[str, object]) -> None:
-    """Rows of pictures [n, channels, high, wide], each with its name beside it; a row without pictures is a gap."""
+def save_sheet(
+    path: Path, rows: Sequence[tuple[str, Tensor]], made: Mapping[str, object], heads: Sequence[str] = ()
+) -> None:
+    """Rows of pictures [n, channels, high, wide], each with its name beside it; a row without pictures is a gap.
+
+    Columns that have heads are wide enough for them.
+    """
     shown = [(name, pictures) for name, pictures in rows if len(pictures)]
     high, wide = shown[0][1].shape[-2:]
     times = max(1, -(-LEAST // high))
-    cell = wide * times + GAP, high * times + GAP
     font = import_module("PIL.ImageFont").load_default(TEXT)
+    widest = max((int(font.getlength(head)) + 2 * GAP for head in heads), default=0)
+    cell = max(wide * times, widest) + GAP, high * times + GAP
+    aside = (cell[0] - GAP - wide * times) // 2
     left = MARGIN + GAP + int(max(font.getlength(name) for name, _ in rows))
     across = left + cell[0] * max(len(pictures) for _, pictures in shown) + MARGIN
     tall = [cell[1] if len(pictures) else cell[1] // 3 for _, pictures in rows]
-    sheet = pillow().new("RGB", (across, sum(tall) + 2 * MARGIN), PAPER)
-    pen, top = import_module("PIL.ImageDraw").Draw(sheet), MARGIN
+    top = MARGIN + (2 * TEXT if heads else 0)
+    sheet = pillow().new("RGB", (across, sum(tall) + top + MARGIN), PAPER)
+    pen = import_module("PIL.ImageDraw").Draw(sheet)
+    for at, head in enumerate(heads):
+        pen.text(
+            (left + at * cell[0] + (cell[0] - GAP) // 2, MARGIN + TEXT // 2), head, fill=INK, font=font, anchor="mm"
+        )
     for (name, pictures), step in zip(rows, tall, strict=True):
         pen.text((MARGIN, top + step // 2), name, fill=INK, font=font, anchor="lm")
         for at, picture in enumerate(pictures):
             image = _image(picture).convert("RGB")
             image = image.resize((wide * times, high * times), pillow().Resampling.NEAREST)
-            sheet.paste(image, (left + at * cell[0], top))
+            sheet.paste(image, (left + at * cell[0] + aside, top))
         top += step
     write_whole(path, _png(sheet, made))
 

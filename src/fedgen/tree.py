@@ -82,7 +82,12 @@ def unflatten(line: Tensor, like: Tree) -> Tree:
 
 def pack(tree: Tree, notes: Mapping[str, str] | None = None) -> bytes:
     """The tree as it crosses a wire or lies on a disk: safetensors. Several notes are kept in no fixed order."""
-    return safetensors.torch.save({key: value.contiguous() for key, value in tree.items()}, dict(notes or {}))
+    kept: dict[int, Tensor] = {}  # a tensor that stands under two keys is written twice
+    apart = {key: value.contiguous() for key, value in tree.items()}
+    for key, value in apart.items():
+        apart[key] = value.clone() if value.untyped_storage().data_ptr() in kept else value
+        kept[value.untyped_storage().data_ptr()] = value
+    return safetensors.torch.save(apart, dict(notes or {}))
 
 
 def unpack(raw: bytes, where: str = "message") -> tuple[Tree, dict[str, str]]:

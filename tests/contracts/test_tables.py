@@ -16,8 +16,10 @@ import torch
 
 from fedgen import plan
 from fedgen.client import Training
+from fedgen.cluster import Losses
 from fedgen.cohort import COHORTS, Cohort, Uniform, Weighted
 from fedgen.data import PARTITIONS, SOURCES, ByField, Partition
+from fedgen.encode import Ngrams
 from fedgen.errors import FedgenError, PlanError
 from fedgen.personal import PERSONALS, Keep
 from fedgen.plan import TABLES, Plan
@@ -65,9 +67,14 @@ def test_a_part_is_a_frozen_dataclass_whose_repr_says_its_settings(section: str,
     assert hash(part) == hash(made(section, kind))
 
 
+def beside(section: str) -> dict[str, Any]:
+    """What else a plan needs so that this section agrees with it."""
+    return {"cluster": {"encode": Ngrams()}, "exchange": {"cluster": Losses()}}.get(section, {})
+
+
 @pytest.mark.parametrize(("section", "kind"), EVERY_KIND)
 def test_a_part_comes_back_from_a_written_plan(section: str, kind: str, tmp_path: Path) -> None:
-    whole = replace(Plan(), **{section: made(section, kind)})
+    whole = replace(Plan(), **beside(section), **{section: made(section, kind)})
     file = tmp_path / "plan.toml"
     file.write_text(plan.write(whole), "utf-8")
     assert plan.read(file) == whole
@@ -78,7 +85,7 @@ def test_a_part_comes_back_from_a_written_plan(section: str, kind: str, tmp_path
 def test_settings_other_than_the_defaults_come_back_too(section: str, kind: str, tmp_path: Path) -> None:
     part, file = made(section, kind), tmp_path / "plan.toml"
     for spot in dataclasses.fields(part):
-        whole = replace(Plan(), **{section: changed(part, spot.name)})
+        whole = replace(Plan(), **beside(section), **{section: changed(part, spot.name)})
         file.write_text(plan.write(whole), "utf-8")
         assert plan.read(file) == whole
 

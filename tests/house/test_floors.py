@@ -11,8 +11,8 @@ FLOORS = [
     "seeds tree",
     "lora bank store",
     "backbones data encode client evaluate quality sheet",
-    "cohort aggregate outer cluster exchange personal guards devices methods",
-    "rounds journal plan run sample exhibit",
+    "cohort aggregate outer cluster kinship exchange personal guards devices methods",
+    "groups rounds journal plan roster run sample exhibit",
     "places serve.pool serve.engine",
     ". report screen serve.page serve.api serve cli __main__",  # the dot is the front door, fedgen/__init__.py
 ]

@@ -17,7 +17,18 @@ from fedgen.bank import Bank
 from fedgen.data import Folder
 from fedgen.data.glyphs import Glyphs
 from fedgen.places import inprocess, silent
-from fedgen.places.inprocess import asker, facts_of, free_memory, hold_data, holdings, pack, settle, weigh, whole
+from fedgen.places.inprocess import (
+    TREES,
+    asker,
+    facts_of,
+    free_memory,
+    hold_data,
+    holdings,
+    pack,
+    settle,
+    weigh,
+    whole,
+)
 from fedgen.plan import Adapter
 from fedgen.records import GLOBAL, Client, Failure, Offer, Update
 from fedgen.rounds import Site
@@ -56,7 +67,7 @@ def test_a_packed_message_says_all_of_it_and_no_more(use: str, site: Site) -> No
         found, notes = tree.unpack(pack(message))
         assert found.keys() == message.adapter.keys()
         assert all(value.equal(message.adapter[key]) for key, value in found.items())
-        said = {key: value for key, value in vars(message).items() if key not in ("adapter", "up", "down")}
+        said = {key: value for key, value in vars(message).items() if key not in TREES}
         assert {key: json.loads(value) for key, value in notes.items()} == {"message": said}
 
 

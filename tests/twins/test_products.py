@@ -1,6 +1,7 @@
 """The algebra on thin factors against dense matrices."""
 
 import math
+import time
 
 import pytest
 import torch
@@ -120,6 +121,57 @@ def test_inner_does_not_see_which_factors_make_a_product() -> None:
     assert lora.inner(turned, two) == pytest.approx(lora.inner(one, two), rel=1e-5)
 
 
+def dense_gram(trees: list[Tree]) -> Tensor:
+    lines = torch.stack([torch.cat([block.flatten() for block in blocks(tree)]) for tree in trees])
+    return lines @ lines.T
+
+
+@pytest.mark.parametrize("wide", [3, 1024])
+def test_the_gram_of_many_is_the_dense_one_for_mixed_ranks(wide: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """However few ranks are taken at once."""
+    monkeypatch.setattr(lora, "WIDE", wide)
+    trees = [make(seed, rank) for seed, rank in enumerate((2, 8, 4, 2, 6))]
+    found, wanted = lora.gram(trees), dense_gram(trees)
+    assert found.dtype == torch.float64
+    assert found.equal(found.T)
+    assert (found - wanted).abs().max() < 1e-9 * wanted.abs().max()
+
+
+def test_cosines_are_those_of_the_dense_products() -> None:
+    one, two = make(1, 4), make(2, 2)
+    nothing = {key: value * ("lora_A" in key) for key, value in make(3, 4).items()}
+    against = {key: value * (-2.0 if "lora_B" in key else 1.0) for key, value in one.items()}
+    wanted = dense_gram([one, two])
+    alike = float(wanted[0, 1] / (wanted[0, 0] * wanted[1, 1]).sqrt())
+    assert 0.001 < abs(alike) < 0.5
+    cosines = torch.tensor(
+        [[1, alike, 0, -1], [alike, 1, 0, -alike], [0, 0, 1, 0], [-1, -alike, 0, 1]], dtype=torch.float64
+    )
+    assert lora.cosines([one, two, nothing, against]).allclose(cosines, rtol=0, atol=1e-12)
+
+
+def test_a_gram_of_two_hundred_takes_no_time() -> None:
+    trees = [make(seed, 4) for seed in range(200)]
+    began = time.process_time()
+    found = lora.gram(trees)
+    assert time.process_time() - began < 5  # a loop over the 40,000 pairs takes a minute
+    wanted = dense_gram(trees)
+    assert (found - wanted).abs().max() < 1e-9 * wanted.abs().max()
+
+
+def test_compacting_says_what_it_loses() -> None:
+    parts = [(0.7, make(1, 4)), (-0.4, make(2, 2))]
+    wanted = [0.7 * one - 0.4 * two for one, two in zip(blocks(parts[0][1]), blocks(parts[1][1]), strict=True)]
+    for rank in (2, 4):
+        found, lost = lora.compact(parts, rank)
+        assert lora.rank(found) == rank
+        assert lost == pytest.approx(distance(blocks(found), wanted) ** 2, rel=1e-5)
+        assert 0.01 < lost < 0.9
+    whole, none = lora.compact(parts, 6)
+    assert distance(blocks(whole), wanted) < 1e-6
+    assert 0 <= none < 1e-12
+
+
 @pytest.mark.parametrize("rank", [2, 4, 8])
 def test_energy_kept_is_what_the_best_loses(rank: int) -> None:
     tree = make(7, 8)
@@ -193,5 +245,8 @@ def test_what_does_not_fit_is_refused() -> None:
         with pytest.raises(TreeError, match=f"a positive multiple of 2, came {rank}"):
             lora.resize({key: value for key, value in tree.items() if "grouped" in key}, rank)
     bad = tree | {f"{lora.PREFIX}flat.lora_A.weight": torch.full((4, 9), math.nan)}
-    with pytest.raises(TreeError, match="the factors of 'flat' hold NaN"):
-        lora.best(bad, 2)
+    for refused in (lambda: lora.best(bad, 2), lambda: lora.cosines([tree, bad])):
+        with pytest.raises(TreeError, match="the factors of 'flat' hold NaN"):
+            refused()
+    with pytest.raises(TreeError, match="'flat' is not in all of them"):
+        lora.gram([tree, tree, part])

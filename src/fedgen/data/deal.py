@@ -1,7 +1,7 @@
 """From documents to clients: encode what each holds and deal it into train, validation and test rows."""
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Annotated, Literal
 
 import torch
@@ -12,6 +12,7 @@ from fedgen.errors import DataError
 from fedgen.records import Client, Document, Range, Rows
 
 PARTS = ("train", "valid", "test")
+PASSAGE, APART = 400, 2000  # of a text without a prompt, so many characters tell what it is about, so far apart
 
 
 def count(rows: Rows) -> int:
@@ -98,6 +99,7 @@ def clients(
         if client is None:
             dropped.append(name)
             continue
+        client = replace(client, asks=asks([documents[at] for at in shares[name]]))
         if size(client) <= room:
             room -= size(client)
         else:
@@ -106,6 +108,18 @@ def clients(
     if not kept:
         raise DataError(f"data: wanted at least one client with enough data, came {len(dropped)}, all too small")
     return kept, tuple(dropped)
+
+
+def asks(documents: Sequence[Document]) -> tuple[str, ...]:
+    """What documents to learn from ask for, each thing once: their prompts, or passages of those without one."""
+    own = [document for document in documents if document.part in ("", "train")]
+    return tuple(dict.fromkeys(text for document in own for text in _passages(document) if text.strip()))
+
+
+def _passages(document: Document) -> list[str]:
+    if document.prompt:
+        return [document.prompt]
+    return [document.text[at : at + PASSAGE] for at in range(0, len(document.text), APART)]
 
 
 def _by_part(documents: Sequence[Document], indices: Sequence[int]) -> dict[str, list[Document]]:

@@ -36,7 +36,7 @@ def on_disk(client: Client) -> Client:
         {key: _view(whole, start, rows[key]) for key, start in starts.items()}
         for rows, starts in zip(tables, places, strict=True)
     )
-    return Client(client.name, train, valid, test)
+    return Client(client.name, train, valid, test, client.asks)
 
 
 def _write(file: IO[bytes], value: Tensor) -> int:

@@ -7,7 +7,7 @@ import json
 import os
 import platform
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -27,6 +27,7 @@ from fedgen.rounds import Site, turns
 from fedgen.run import Place
 from fedgen.store import Shelf
 
+TREES = ("adapter", "beside", "profile", "up", "down")  # fields of a message that are trees, or not sent
 SHELF_MEMORY = 2**28  # bytes of clients' own adapters kept in memory
 
 
@@ -50,22 +51,36 @@ def whole(part: Any) -> Any:
 
 def place(plan: Plan, backbone: Backbone, shelf: Path | None, tell: Callable[[object], None]) -> Place:
     """This process as a place for a settled plan."""
-    held, dropped = hold_data(plan, backbone)
+    documents, shares = shared_out(plan)
+    held, dropped = _held(plan, backbone, documents, shares)
+    labels = {name: label for name in held if (label := _label(documents[at].label for at in shares[name]))}
     facts = facts_of(plan, backbone)
     bank = Bank(backbone.network, plan.adapter.targets, plan.adapter.rank)
     own = Shelf(shelf, SHELF_MEMORY)
-    site = Site(plan.seed, backbone, bank, held, plan.training, plan.personal, own, plan.evaluate.rows)
+    parts = plan.training, plan.personal, own, plan.evaluate.rows, plan.encode, plan.profile
+    site = Site(plan.seed, backbone, bank, held, *parts)
     start = bank.fresh(seeds.generator(plan.seed, -1, "", "adapter"))
     sizes = {name: count(client.train) for name, client in held.items()}
     counts = {"clients": len(held), "dropped": list(dropped), "rows": sum(sizes.values())}
-    return Place(sizes, asker(site, tell), start, own, facts | counts)
+    return Place(sizes, asker(site, tell), start, own, facts | counts, labels)
 
 
 def hold_data(plan: Plan, backbone: Backbone) -> tuple[dict[str, Client], tuple[str, ...]]:
     """The clients with their encoded rows, and the names of those too small."""
-    documents, shares = shared_out(plan)
+    return _held(plan, backbone, *shared_out(plan))
+
+
+def _held(
+    plan: Plan, backbone: Backbone, documents: Sequence[Document], shares: Mapping[str, Sequence[int]]
+) -> tuple[dict[str, Client], tuple[str, ...]]:
     draw_of = functools.partial(_draw, plan.seed)
     return clients(documents, shares, backbone.encode, plan.deal, draw_of)
+
+
+def _label(labels: Iterable[str]) -> str:
+    """The one label of all of a client's documents; none if they have several."""
+    found = set(labels)
+    return found.pop() if len(found) == 1 else ""
 
 
 def shared_out(plan: Plan) -> tuple[list[Document], dict[str, list[int]]]:
@@ -140,6 +155,11 @@ def weigh(offer: Offer, reply: Reply) -> Reply:
 
 
 def pack(message: Offer | Update) -> bytes:
-    """A message as it crosses a wire: its tree, and all its other fields beside it."""
-    fields = {key: value for key, value in vars(message).items() if key not in ("adapter", "up", "down")}
-    return tree.pack(message.adapter, {"message": json.dumps(fields)})
+    """A message as it crosses a wire: its trees and its profile, and all its other fields beside them."""
+    trees = dict(message.adapter)
+    if isinstance(message, Offer):
+        trees |= {f"{name}|{key}": value for name, found in message.beside.items() for key, value in found.items()}
+    elif message.profile is not None:
+        trees["profile"] = message.profile
+    fields = {key: value for key, value in vars(message).items() if key not in TREES}
+    return tree.pack(trees, {"message": json.dumps(fields)})

@@ -3,9 +3,8 @@
 from collections.abc import Callable, Sequence
 from itertools import accumulate
 
-from fedgen.records import GLOBAL
 from fedgen.report import figures, markup
-from fedgen.report.digest import PERSONAL, Digest
+from fedgen.report.digest import Digest
 from fedgen.report.figures import FAINT, ONE, TWO, Chart, Line
 from fedgen.report.markup import Key
 from fedgen.report.wording import amount, counted, number, percent, size
@@ -33,7 +32,8 @@ def _validation(run: Digest) -> str:
     yardstick = run.yardstick
     (xs, ys), title = run.metric(yardstick.key), f"Validation {yardstick.name}"
     chart = Chart(yardstick.key, _said(title, ys, run), "round", yardstick.unit, run.measure)
-    note = f"the global adapter on validation rows of {counted(min(run.plan.evaluate.clients, run.clients), 'client')}"
+    whose = "each client's own cluster's adapter" if run.grouped else "the global adapter"
+    note = f"{whose} on validation rows of {counted(min(run.plan.evaluate.clients, run.clients), 'client')}"
     return _figure(title, figures.lines(chart, [Line(xs, ys)]), note=note)
 
 
@@ -66,10 +66,10 @@ def _speed(run: Digest) -> str:
 def _falls(run: Digest) -> str:
     if len(run.kinds) < 2:
         return ""
-    names, last = run.ranked(), run.kinds[-1]
+    names, (*_, before, last) = run.ranked(), run.kinds
     names = names[:: -(-len(names) // MOST_DOTS)]
     falls = {kind: [100 * run.fall(name, kind) for name in names] for kind in run.kinds[1:]}
-    below = falls[GLOBAL] if last == PERSONAL and GLOBAL in falls else []
+    below = falls.get(before, [])
     titles = [
         f"{name}: " + ", ".join(f"{kind} {percent(run.fall(name, kind))}" for kind in run.kinds[1:]) for name in names
     ]
@@ -77,7 +77,7 @@ def _falls(run: Digest) -> str:
     label = f"{title} for {counted(len(names), 'client')}, sorted: {last} {_ends(falls[last], '%')}."
     chart = Chart("falls", label, "clients, sorted", "% below the backbone", _plain)
     svg = figures.dots(chart, below, falls[last], titles)
-    keys = [Key(last, "var(--one)", "dot"), *([Key(GLOBAL, "var(--two)", "ring")] if below else [])]
+    keys = [Key(last, "var(--one)", "dot"), *([Key(before, "var(--two)", "ring")] if below else [])]
     some = f"{len(names):,} of {len(run.scores):,} clients are drawn; " if len(names) < len(run.scores) else ""
     note = f"{some}point at a mark for its client; the table below has names and numbers"
     return _figure(f"{title} by client", svg, keys, note)

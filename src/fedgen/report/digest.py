@@ -1,7 +1,9 @@
 """A run read once, and the numbers that a report says of it."""
 
 import math
+import re
 import tomllib
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -15,13 +17,17 @@ from fedgen.records import GLOBAL
 from fedgen.report.wording import number
 from fedgen.run import Run
 
-BACKBONE, PERSONAL = "backbone", "personal"
+BACKBONE, CLUSTER, PERSONAL = "backbone", "cluster", "personal"
+KINDS = BACKBONE, GLOBAL, CLUSTER, PERSONAL
 Line = Mapping[str, Any]
 
 
 @dataclass(frozen=True)
 class Digest:
-    """Everything a report asks of a run; `scores` holds the clients that were measured under every adapter there is."""
+    """Everything a report asks of a run; `scores` holds the clients that were measured under every adapter there is.
+
+    `clusters` is what the run's folder says of them at its end: nothing before, and nothing in a flat run.
+    """
 
     name: str
     plan: Plan
@@ -31,6 +37,7 @@ class Digest:
     scores: Mapping[str, Mapping[str, Score]]
     finished: bool
     began: datetime
+    clusters: Mapping[str, Any]
 
     @property
     def yardstick(self) -> Yardstick:
@@ -41,7 +48,20 @@ class Digest:
     def kinds(self) -> list[str]:
         """The adapters that were measured, the bare backbone first."""
         found = next(iter(self.scores.values()), {})
-        return [kind for kind in (BACKBONE, GLOBAL, PERSONAL) if kind in found]
+        return [kind for kind in KINDS if kind in found]
+
+    @property
+    def grouped(self) -> dict[int, Line]:
+        """What each round's line says of clusters; no round of a flat run is here."""
+        return {line["round"]: line["clusters"] for line in self.journal if line.get("clusters")}
+
+    @property
+    def members(self) -> dict[str, int]:
+        """How many clients each cluster has, as far as the run has come."""
+        last: dict[str, int] = next(reversed(self.grouped.values()), {}).get("members", {})
+        where = Counter(self.clusters.get("where", {}).values())
+        found = {name: where[name] for name in last | where} if self.clusters else last
+        return {name: found[name] for name in sorted(found, key=by_number) if name != GLOBAL}
 
     @property
     def clients(self) -> int:
@@ -92,7 +112,11 @@ class Digest:
 
     def pooled(self, kind: str) -> Score:
         """The score of all clients' held-out rows together."""
-        return total(found[kind] for found in self.scores.values())
+        return self.pooled_over(self.scores, kind)
+
+    def pooled_over(self, clients: Iterable[str], kind: str) -> Score:
+        """The score of some clients' held-out rows together."""
+        return total(self.scores[client][kind] for client in clients)
 
     def measure(self, value: float) -> str:
         """A value of the measure, as exactly as it is shown."""
@@ -122,7 +146,8 @@ def read(run: Run) -> Digest:
     """Read a run's folder, finished or not."""
     began = datetime.fromisoformat(run.facts["began"]) if run.facts else datetime.now(UTC)
     outcome, scores = run.outcome, _whole(run.scores, run.yardstick)
-    return Digest(run.folder.resolve().name, run.plan, run.facts, run.journal, outcome, scores, bool(outcome), began)
+    name, ended = run.folder.resolve().name, bool(outcome)
+    return Digest(name, run.plan, run.facts, run.journal, outcome, scores, ended, began, run.clusters)
 
 
 def _whole(scores: Mapping[str, Mapping[str, Score]], yardstick: Yardstick) -> dict[str, Mapping[str, Score]]:
@@ -137,6 +162,11 @@ def _whole(scores: Mapping[str, Mapping[str, Score]], yardstick: Yardstick) -> d
 def _is_sound(score: Score, yardstick: Yardstick) -> bool:
     """Whether there is a measure that a number can hold: not without terms, nor after a loss that is no number."""
     return score.terms > 0 and 0 < yardstick.of(score) < math.inf
+
+
+def by_number(name: str) -> list[tuple[int, str]]:
+    """Sorts names with numbers in them: cluster-2 comes before cluster-10."""
+    return [(int(part), "") if part.isdecimal() else (-1, part) for part in re.split(r"(\d+)", name)]
 
 
 def per_word(score: Score) -> float:

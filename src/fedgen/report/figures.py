@@ -61,6 +61,8 @@ class Chart:
     tick: Callable[[float], str] = number
     tick_across: Callable[[float], str] | None = None
     log: bool = False
+    rows: Sequence[str] = ()  # what stands at 0, 1, 2, ... from the top, in place of numbers
+    high: float = SIZE[1]
 
 
 @dataclass(frozen=True)
@@ -72,6 +74,31 @@ class Line:
     color: str = ONE
     dashed: bool = False
     width: float = 2
+    pale: bool = False
+
+
+@dataclass(frozen=True)
+class Cloud:
+    """Dots of one colour, each with the title that shows when one points at it."""
+
+    xs: Sequence[float]
+    ys: Sequence[float]
+    titles: Sequence[str]
+    color: str = ONE
+    ring: bool = False
+    pale: bool = False
+
+
+@dataclass(frozen=True)
+class Band:
+    """A strip along its middle, as wide at each point as it says; a cord if it says nothing."""
+
+    xs: Sequence[float]
+    middles: Sequence[float]
+    widths: Sequence[float]
+    title: str
+    color: str = ONE
+    pale: bool = False
 
 
 def lines(chart: Chart, drawn: Sequence[Line]) -> str:
@@ -79,9 +106,9 @@ def lines(chart: Chart, drawn: Sequence[Line]) -> str:
 
     def paint(axes: Any) -> None:
         for line in drawn:
-            mark = "o" if len(line.xs) <= 30 and not line.dashed else ""
-            style = "--" if line.dashed else "-"
-            axes.plot(line.xs, line.ys, style, color=line.color, marker=mark, linewidth=line.width)
+            mark = "o" if len(line.xs) <= 30 and not line.dashed and not line.pale else ""
+            looks = {"color": line.color, "marker": mark, "linewidth": line.width, "alpha": _alpha(line.pale)}
+            axes.plot(line.xs, line.ys, "--" if line.dashed else "-", **looks)
 
     return _draw(chart, paint) if any(line.xs for line in drawn) else ""
 
@@ -114,11 +141,56 @@ def dots(chart: Chart, below: Sequence[float], above: Sequence[float], titles: S
     return _draw(chart, paint, named) if above else ""
 
 
+def scatter(chart: Chart, clouds: Sequence[Cloud]) -> str:
+    """Clouds of dots on a plane whose two directions have one scale and no names; nothing if there is no dot."""
+    count = sum(len(cloud.xs) for cloud in clouds)
+    wide = 5.5 if count <= 100 else 4 if count <= 500 else 2.8
+
+    def paint(axes: Any) -> None:
+        for at, cloud in enumerate(clouds):
+            inside = "none" if cloud.ring else cloud.color
+            looks = {"color": cloud.color, "markerfacecolor": inside, "markersize": wide, "alpha": _alpha(cloud.pale)}
+            axes.plot(cloud.xs, cloud.ys, "o", gid=f"cloud{at}", **looks)
+        axes.spines.bottom.set_visible(False)
+        axes.set_aspect("equal", adjustable="datalim")
+        axes.set_xticks([])
+        axes.set_yticks([])
+
+    return _draw(chart, paint, {f"cloud{at}": cloud.titles for at, cloud in enumerate(clouds)}) if count else ""
+
+
+def flow(chart: Chart, bands: Sequence[Band]) -> str:
+    """Bands that run from left to right in rows, and cords that tie them; nothing if there is none."""
+
+    def paint(axes: Any) -> None:
+        for at, band in enumerate(bands):
+            if band.widths:
+                low, high = (
+                    [m + side * w for m, w in zip(band.middles, band.widths, strict=True)] for side in (-0.5, 0.5)
+                )
+                looks = {"facecolor": band.color, "linewidth": 0, "alpha": _alpha(band.pale)}
+                axes.fill_between(band.xs, low, high, gid=f"band{at}", **looks)
+            else:
+                axes.plot(band.xs, band.middles, color=band.color, linewidth=3, gid=f"band{at}")
+        ends = [x for band in bands for x in band.xs]
+        axes.set_xlim(min(ends) - 0.25, max(ends) + 0.25)
+        axes.set_ylim(max(band.middles[0] for band in bands) + 0.6, -0.6)
+        axes.grid(visible=False)
+        if not chart.rows:
+            axes.set_yticks([])
+
+    return _draw(chart, paint, {f"band{at}": [band.title] for at, band in enumerate(bands)}) if bands else ""
+
+
+def _alpha(pale: bool) -> float | None:
+    return 0.4 if pale else None
+
+
 def _draw(chart: Chart, paint: Callable[[Any], None], titles: dict[str, Sequence[str]] | None = None) -> str:
     library = _matplotlib()
     raw = io.BytesIO()
     with library.style.context(["default", SETTINGS]):
-        drawing = library.figure.Figure(figsize=SIZE, layout="constrained")
+        drawing = library.figure.Figure(figsize=(SIZE[0], chart.high), layout="constrained")
         axes = drawing.add_subplot()
         paint(axes)
         _dress(axes, chart, library.ticker)
@@ -134,9 +206,11 @@ def _dress(axes: Any, chart: Chart, ticker: Any) -> None:
         axes.set_yscale("log")
         axes.yaxis.set_major_locator(ticker.LogLocator(numticks=6))
         axes.yaxis.set_minor_formatter(ticker.NullFormatter())
-    else:
+    elif not chart.rows and len(axes.get_yticks()):
         axes.yaxis.set_major_locator(ticker.MaxNLocator(5))
     axes.yaxis.set_major_formatter(ticker.FuncFormatter(lambda value, _: chart.tick(value)))
+    if chart.rows:
+        axes.set_yticks(range(len(chart.rows)), chart.rows)
     if chart.tick_across:
         show = chart.tick_across
         axes.xaxis.set_major_locator(ticker.MaxNLocator(4))
@@ -184,6 +258,7 @@ def _value(chart: Chart, value: str) -> str:
 
 def _name(root: ET.Element, group: str, names: Sequence[str]) -> None:
     """Give each mark of a group the title that shows when one points at it."""
-    marks = [mark for part in root.iter("g") if part.get("id") == group for mark in part.iter("use")]
+    part = next(part for part in root.iter("g") if part.get("id") == group)
+    marks = list(part.iter("use")) or list(part.iter("path"))
     for mark, name in zip(marks, names, strict=True):
         ET.SubElement(mark, "title").text = name

@@ -8,9 +8,8 @@ from typing import Any
 
 from fedgen.errors import StoreError
 from fedgen.evaluate import Yardstick
-from fedgen.records import GLOBAL
 from fedgen.report import figures, markup
-from fedgen.report.digest import BACKBONE, PERSONAL, Digest, read
+from fedgen.report.digest import BACKBONE, CLUSTER, KINDS, Digest, read
 from fedgen.report.figures import ACCENTS, PAGE_COLORS, Chart, Line
 from fedgen.report.markup import Key
 from fedgen.report.wording import ABSENT, counted, percent, saving, size, span
@@ -108,8 +107,9 @@ def _differ(runs: Sequence[Digest], keys: tuple[str, ...]) -> bool:
 
 
 def _results(runs: Sequence[Digest], names: Sequence[str]) -> str:
-    head = ["Run", "Rounds", "Clients", "Backbone", "Global", "Personal", "Mean fall", "Gained"]
-    rows = [_result(run, name) for run, name in zip(runs, names, strict=True)]
+    kinds = [kind for kind in KINDS if kind != CLUSTER or any(kind in run.kinds for run in runs)]
+    head = ["Run", "Rounds", "Clients", *(kind.capitalize() for kind in kinds), "Mean fall", "Gained"]
+    rows = [_result(run, name, kinds) for run, name in zip(runs, names, strict=True)]
     measures = " and ".join(
         f"{yardstick.name} {yardstick.unit} over all held-out {yardstick.material}" for yardstick in _yardsticks(runs)
     )
@@ -120,9 +120,9 @@ def _results(runs: Sequence[Digest], names: Sequence[str]) -> str:
     return markup.table(caption, [*head, "Up", "Down", "Uplink saved", "Time of rounds"], rows)
 
 
-def _result(run: Digest, name: str) -> list[str]:
+def _result(run: Digest, name: str, kinds: Sequence[str]) -> list[str]:
     pooled = dict(zip(run.kinds, run.measures(map(run.pooled, run.kinds)), strict=True))
-    measures = [pooled.get(kind, ABSENT) for kind in (BACKBONE, GLOBAL, PERSONAL)]
+    measures = [pooled.get(kind, ABSENT) for kind in kinds]
     gained = run.gains(run.kinds[-1]) if len(run.kinds) > 1 else None
     gains = [percent(gained.mean), f"{gained.gained:,} of {gained.clients:,}"] if gained else [ABSENT, ABSENT]
     rounds = f"{len(run.journal):,}" + ("" if run.finished else f" of {run.plan.rounds:,}, unfinished")

@@ -10,6 +10,8 @@ STYLE = (Path(__file__).parent / "style.css").read_text("utf-8")
 # the page can load nothing, whatever a name in it says; its pictures are in the page itself
 POLICY = "default-src 'none'; style-src 'unsafe-inline'; img-src data:"
 
+Shape = Literal["line", "band", "dash", "dot", "ring"]  # of a mark in a figure
+
 
 @dataclass(frozen=True)
 class Tile:
@@ -26,7 +28,15 @@ class Key:
 
     label: str
     color: str
-    shape: Literal["line", "band", "dash", "dot", "ring"] = "line"
+    shape: Shape = "line"
+
+
+@dataclass(frozen=True)
+class Shaded:
+    """A cell of a table with a ground the darker the larger its share."""
+
+    said: str
+    share: float
 
 
 def text(value: object) -> str:
@@ -76,7 +86,14 @@ def table(caption: str, head: Sequence[str], rows: Iterable[Sequence[object]], *
 
 def _row(row: Sequence[object]) -> str:
     first, *rest = row
-    return f'<tr><th scope="row">{text(first)}</th>{"".join(f"<td>{text(cell)}</td>" for cell in rest)}</tr>'
+    return f'<tr><th scope="row">{text(first)}</th>{"".join(map(_cell, rest))}</tr>'
+
+
+def _cell(cell: object) -> str:
+    if isinstance(cell, Shaded):
+        ground = f"color-mix(in srgb, var(--one) {50 * cell.share:.0f}%, transparent)"
+        return f'<td style="background: {ground}">{text(cell.said)}</td>'
+    return f"<td>{text(cell)}</td>"
 
 
 def facts(pairs: Iterable[tuple[str, object]]) -> str:

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from fedgen.report import account, charts, markup
+from fedgen.report.clusters import clusters
 from fedgen.report.digest import BACKBONE, Digest, per_byte, per_word, read
 from fedgen.report.gallery import gallery
 from fedgen.report.opening import opening
@@ -32,6 +33,7 @@ def page(run: Digest, drawn: Sequence[str]) -> bytes:
         f"{run.plan.name}: fedgen-edge report",
         opening(run),
         markup.section(gained, _scores(run), _unscored(run), markup.figures(*charts.course(run)), _clients(run)),
+        markup.section("Clusters", *clusters(run)),
         markup.section("What they draw", *drawn),
         markup.section("What it took", *account.wire(run), markup.figures(*charts.price(run)), _rounds(run)),
         markup.section("Failures and dropped clients", *account.failures(run)),

@@ -2,12 +2,17 @@
 
 from fedgen.records import GLOBAL
 from fedgen.report import markup
-from fedgen.report.digest import BACKBONE, PERSONAL, Digest
+from fedgen.report.digest import BACKBONE, CLUSTER, PERSONAL, Digest
 from fedgen.report.markup import Tile
 from fedgen.report.wording import amount, counted, listed, percent, saving, size, span
 
 ENOUGH = 0.99  # of the uplink saved: below it, the report says why
-SAID = {BACKBONE: "the bare backbone", GLOBAL: "the global adapter", PERSONAL: "personal adapters"}
+SAID = {
+    BACKBONE: "the bare backbone",
+    GLOBAL: "the global adapter",
+    CLUSTER: "the clusters' adapters",
+    PERSONAL: "personal adapters",
+}
 
 
 def opening(run: Digest) -> str:
@@ -29,8 +34,11 @@ def _what_happened(run: Digest) -> str:
     plan, rounds = run.plan, len(run.journal)
     asked = max((len(line["clients"]) for line in run.journal), default=0)
     model = f"a frozen model of {amount(run.facts.get('parameters', 0))} parameters" if run.facts else "a frozen model"
+    who, what = counted(run.clients, "client"), "a shared adapter"
+    if run.members:
+        who, what = f"{who} in {counted(len(run.members), 'cluster')}", "one adapter a cluster, each"
     told = (
-        f"{counted(run.clients, 'client')} trained a shared adapter of rank {plan.adapter.rank} for {model}, "
+        f"{who} trained {what} of rank {plan.adapter.rank} for {model}, "
         f"{asked:,} a round, in {counted(rounds, 'round')}."
     )
     return f"{told} {_gained(run)}" if run.scores else told

@@ -1,7 +1,10 @@
 """Numbers as people read them."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from fedgen.records import GLOBAL
 
 ABSENT = "–"
 UNITS = ("bytes", "kB", "MB", "GB", "TB")
@@ -56,3 +59,16 @@ def listed(names: Sequence[str], most: int = 8) -> str:
     """Names one after the other, the first few of many."""
     more = f", … ({len(names):,} in all)" if len(names) > most else ""
     return ", ".join(names[:most]) + more
+
+
+def called(cluster: str) -> str:
+    """A cluster's name; a client in none is under the global adapter."""
+    return "in no cluster" if cluster == GLOBAL else cluster
+
+
+def happened(event: Mapping[str, Any]) -> str:
+    """What befell clusters in a round."""
+    if event["event"] == "moved":
+        return f"{counted(event['clients'], 'client')} moved to another cluster"
+    before, after = listed(event["from"]), listed(event["into"])
+    return f"{after} formed" if event["event"] == "formed" else f"{before} {event['event']} into {after}"

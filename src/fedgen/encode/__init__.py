@@ -1,0 +1,6 @@
+"""Prompts to vectors, on the device, before anything leaves it: pooled for a profile, in full for inference."""
+
+from fedgen.encode.encoders import ENCODERS, Encoder, Folder, Ngrams, Own, Silent, states
+from fedgen.encode.profile import Profile, noise
+
+__all__ = ["ENCODERS", "Encoder", "Folder", "Ngrams", "Own", "Profile", "Silent", "noise", "states"]

@@ -1,0 +1,248 @@
+"""The server's clusters: who is in which, formed by profiles or adapters, joined later, merged, split, and exchanging.
+
+Every function takes a state and returns one; a flat run has no clusters, and all of them leave it as it is.
+"""
+
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Annotated, Any
+
+import torch
+from torch import Tensor
+
+from fedgen import lora, seeds
+from fedgen.cluster import Clustering, Nothing, centroids, folded, named, nearest, points_of_gram, silhouette
+from fedgen.errors import ClientError
+from fedgen.exchange import Alone, Exchange, Mixed
+from fedgen.kinship import halves, redundant
+from fedgen.records import GLOBAL, Ask, Offer, Range, State, Tree, Update, Use
+
+
+@dataclass(frozen=True)
+class Hierarchy:
+    """How clusters live: formed anew after `every` so many rounds (0: once), each of at least `least` clients.
+
+    Two whose adapters are alike beyond `merge` become one; one whose members' steps agree less than `split` becomes
+    two (0: never). Both are cosines of products.
+    """
+
+    every: Annotated[int, Range(0)] = 0
+    least: Annotated[int, Range(1)] = 2
+    merge: Annotated[float, Range(0, 1)] = 0.0
+    split: Annotated[float, Range(-1, 1)] = 0.0
+
+
+@dataclass(frozen=True)
+class Rules:
+    """What a server groups its clients by; `labels` are known groups, where the data has them."""
+
+    cluster: Clustering = field(default_factory=Nothing)
+    hierarchy: Hierarchy = field(default_factory=Hierarchy)
+    exchange: Exchange = field(default_factory=Alone)
+    labels: Mapping[str, str] = field(default_factory=dict)
+    seed: int = 0
+
+
+def offers(
+    state: State, names: Iterable[str], turn: int, use: Use, beside: Mapping[str, Tree] | None = None
+) -> Iterator[Offer]:
+    """The same question to each client, with its own cluster's adapter, and others beside it."""
+    for name in names:
+        cluster = state.cluster(name)
+        others = {other: adapter for other, adapter in (beside or {}).items() if other != cluster}
+        yield Offer(turn, name, cluster, state.adapters[cluster], use, others)
+
+
+def choice(rules: Rules, state: State, use: Use) -> dict[str, Tree]:
+    """What a client may take in place of its cluster's adapter: by loss any other, at the end the global one too."""
+    by_loss = state.clusters if rules.cluster.evidence == "losses" else []
+    names = [*by_loss, *([GLOBAL] if use == "score" and state.clusters else [])]
+    return {name: state.adapters[name] for name in names}
+
+
+# ---- forming
+
+
+def grouped(rules: Rules, state: State, names: Sequence[str], ask: Ask) -> tuple[State, dict[str, Any]]:
+    """The state with its clients grouped, in the rounds in which that is due, and what there is to tell of it."""
+    turn, every = state.round + 1, rules.hierarchy.every
+    again = every and (turn - 1) % every == 0 and rules.cluster.evidence in ("profiles", "adapters")
+    if rules.cluster.evidence == "none" or not (turn == 1 or again):
+        return state, {}
+    draw = seeds.generator(rules.seed, turn, "", "cluster")
+    told: dict[str, Any] = {}
+    if rules.cluster.evidence == "labels":
+        return _by_label(rules, state, names), {}
+    if rules.cluster.evidence == "losses":
+        known, labels = list(names), rules.cluster.group(torch.ones(len(names), 1), draw)
+    else:
+        known, points, profiles = _evidence(rules, state, names, ask)
+        labels = folded(rules.cluster.group(points, draw), points, rules.hierarchy.least)
+        state = replace(state, profiles=profiles)
+        told = {"silhouette": silhouette(points, labels)}
+    where = named(labels, known, state.where, state.adapters)
+    found = _opened(state, where)
+    event = {"event": "formed", "from": state.clusters, "into": sorted(set(where.values()))}
+    moved = sum(state.where.get(name, where[name]) != where[name] for name in where)
+    return found, told | {"events": [event, *([{"event": "moved", "clients": moved}] if moved else [])]}
+
+
+def _by_label(rules: Rules, state: State, names: Sequence[str]) -> State:
+    if unknown := [name for name in names if not rules.labels.get(name)]:
+        wish = "wanted a known label to group by, came none; choose another cluster.kind"
+        raise ClientError(f"client '{unknown[0]}': {wish}")
+    return _opened(state, {name: f"cluster-{rules.labels[name]}" for name in names})
+
+
+def _evidence(
+    rules: Rules, state: State, names: Sequence[str], ask: Ask
+) -> tuple[list[str], Tensor, dict[str, Tensor]]:
+    """Who answered, as points of length 1: the largest taste of each, or how alike its adapters' products are."""
+    turn, by_profile = state.round + 1, rules.cluster.evidence == "profiles"
+    question = offers(state, names, turn, "encode") if by_profile else offers(_flat(state), names, turn, "train")
+    known = sorted((reply for reply in ask(question) if isinstance(reply, Update)), key=lambda reply: reply.client)
+    if not known:
+        raise ClientError(f"round {turn}: none of {len(names)} clients could be grouped; nobody answered")
+    clients = [reply.client for reply in known]
+    if not by_profile:
+        return clients, points_of_gram(lora.cosines([reply.adapter for reply in known])), {}
+    profiles = {reply.client: checked(reply) for reply in known}
+    if len({profile.shape[1] for profile in profiles.values()}) > 1:
+        odd = next(name for name in clients if profiles[name].shape[1] != profiles[clients[0]].shape[1])
+        widths = f"{profiles[clients[0]].shape[1]}, came {profiles[odd].shape[1]}"
+        raise ClientError(f"profile of client '{odd}': wanted width {widths}; all clients must encode alike")
+    return clients, torch.stack([profiles[name][0] for name in clients]), profiles
+
+
+def checked(reply: Update) -> Tensor:
+    """The profile of a reply, if it is one."""
+    profile = reply.profile
+    if profile is None or profile.dim() != 2 or not profile.numel() or not profile.isfinite().all():
+        came = "none" if profile is None else "numbers that are not finite" if profile.numel() else "an empty one"
+        raise ClientError(f"profile of client '{reply.client}': wanted finite vectors [tastes, width], came {came}")
+    return profile
+
+
+def _flat(state: State) -> State:
+    """All clients under the global adapter, from which their steps can be compared."""
+    return replace(state, where={})
+
+
+def _opened(state: State, where: Mapping[str, str]) -> State:
+    """The state with these clusters; a new one starts where most of its members were."""
+    adapters = dict(state.adapters)
+    for cluster in sorted(set(where.values()) - set(adapters)):
+        origins = [state.cluster(name) for name in sorted(where) if where[name] == cluster]
+        adapters[cluster] = adapters[max(sorted(set(origins)), key=origins.count)]
+    return replace(state, adapters=adapters, where=dict(where))
+
+
+def joined(rules: Rules, state: State, names: Sequence[str], ask: Ask) -> State:
+    """The state with those of these clients placed that came late: in the cluster whose centroid is nearest."""
+    late = [name for name in names if name not in state.where]
+    if rules.cluster.evidence != "profiles" or not late:
+        return state
+    replies = [reply for reply in ask(offers(state, late, state.round + 1, "encode")) if isinstance(reply, Update)]
+    if not replies:
+        return state
+    clusters, centres = middles(state)
+    profiles = {reply.client: checked(reply) for reply in sorted(replies, key=lambda reply: reply.client)}
+    at = nearest(torch.stack([profile[0] for profile in profiles.values()]), centres).tolist()
+    where = {name: clusters[place] for name, place in zip(profiles, at, strict=True)}
+    return replace(state, where={**state.where, **where}, profiles={**state.profiles, **profiles})
+
+
+def middles(state: State) -> tuple[list[str], Tensor]:
+    """The clusters that have members with profiles, and their centroids."""
+    known = sorted(name for name in state.profiles if name in state.where)
+    clusters = sorted({state.where[name] for name in known})
+    labels = torch.tensor([clusters.index(state.where[name]) for name in known])
+    return clusters, centroids(labels, torch.stack([state.profiles[name][0] for name in known]))
+
+
+# ---- living
+
+
+def members(state: State, sizes: Mapping[str, int]) -> dict[str, float]:
+    """How many examples the members of each cluster hold; a cluster without members is left out."""
+    found: dict[str, float] = {}
+    for name, cluster in state.where.items():
+        found[cluster] = found.get(cluster, 0.0) + sizes.get(name, 0)
+    return dict(sorted(found.items()))
+
+
+def exchanged(rules: Rules, state: State, sizes: Mapping[str, int]) -> tuple[State, dict[str, Any]]:
+    """The state after its clusters have learnt from each other."""
+    weights = members(state, sizes)
+    if isinstance(rules.exchange, Alone) or len(weights) < 2:
+        return state, {}
+    adapters = {name: state.adapters[name] for name in weights}
+    mixed = rules.exchange.mix(adapters, _likeness(state, list(weights)), weights, state.round)
+    return replace(state, adapters={**state.adapters, **mixed.adapters}), {"exchange": _told(list(weights), mixed)}
+
+
+def _likeness(state: State, names: Sequence[str]) -> Tensor:
+    """How alike clusters are: their centroids where there are profiles, else their adapters' products."""
+    if state.profiles:
+        clusters, centres = middles(state)
+        if clusters == names:
+            return (centres @ centres.T).double()
+    return lora.cosines([state.adapters[name] for name in names])
+
+
+def _told(names: Sequence[str], mixed: Mixed) -> dict[str, Any]:
+    return {"names": list(names), "weights": mixed.weights.tolist(), "error": dict(mixed.error)}
+
+
+def merged(rules: Rules, state: State, sizes: Mapping[str, int]) -> tuple[State, list[dict[str, Any]]]:
+    """The state with alike clusters made one: the larger keeps its name and takes the other's members."""
+    weights = members(state, sizes)
+    if not rules.hierarchy.merge or len(weights) < 2:
+        return state, []
+    names, events = list(weights), []
+    alike = lora.cosines([state.adapters[name] for name in names])
+    for pair in redundant(alike, names, rules.hierarchy.merge):
+        stays, goes = sorted(pair, key=lambda name: (-weights[name], name))
+        whole = weights[stays] + weights[goes]
+        parts = [(weights[name] / whole, state.adapters[name]) for name in (stays, goes)]
+        adapter, _ = lora.compact(parts, lora.rank(state.adapters[stays]))
+        where = {name: stays if cluster == goes else cluster for name, cluster in state.where.items()}
+        memory = {name: kept for name, kept in state.memory.items() if name not in pair}
+        state = replace(state, adapters={**state.adapters, stays: adapter}, where=where, memory=memory)
+        events.append({"event": "merged", "from": sorted(pair), "into": [stays]})
+    return state, events
+
+
+def parted(rules: Rules, state: State, before: State, updates: Sequence[Update]) -> tuple[State, list[dict[str, Any]]]:
+    """The state with each cluster halved whose members' steps disagree; the others go by their profiles, or stay."""
+    events = []
+    for cluster in sorted({update.cluster for update in updates} - {GLOBAL}) if rules.hierarchy.split else []:
+        own = sorted((u for u in updates if u.cluster == cluster), key=lambda update: update.client)
+        steps = [lora.product_sum([(1.0, u.adapter), (-1.0, before.adapters[cluster])]) for u in own]
+        sides = halves(lora.cosines(steps), rules.hierarchy.split, rules.hierarchy.least)
+        if sides is None:
+            continue
+        new = _free(state)
+        gone = {u.client for u, side in zip(own, sides.tolist(), strict=True) if side}
+        gone |= _near(state, cluster, {u.client for u in own}, gone)
+        where = {name: new if name in gone else place for name, place in state.where.items()}
+        state = replace(state, adapters={**state.adapters, new: state.adapters[cluster]}, where=where)
+        events.append({"event": "split", "from": [cluster], "into": [cluster, new]})
+    return state, events
+
+
+def _free(state: State) -> str:
+    """A name that no cluster has had."""
+    return next(name for at in range(1, len(state.adapters) + 2) if (name := f"cluster-{at}") not in state.adapters)
+
+
+def _near(state: State, cluster: str, asked: set[str], gone: set[str]) -> set[str]:
+    """Of a cluster's members that took no step, those whose profile is nearer to those that go."""
+    rest = [n for n, place in state.where.items() if place == cluster and n not in asked and n in state.profiles]
+    known = [name for name in sorted(asked) if name in state.profiles]
+    if not rest or not known:
+        return set()
+    side = torch.tensor([int(name in gone) for name in known])
+    centres = centroids(side, torch.stack([state.profiles[name][0] for name in known]))
+    at = nearest(torch.stack([state.profiles[name][0] for name in rest]), centres).tolist()
+    return {name for name, place in zip(rest, at, strict=True) if place}
