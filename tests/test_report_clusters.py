@@ -156,7 +156,8 @@ class Page(HTMLParser):
 
     def part(self, title: str) -> str:
         """The figure of this title."""
-        return next(found for found in re.findall(r"<figure>.*?</figure>", self.source, re.DOTALL) if title in found)
+        found: list[str] = re.findall(r"<figure>.*?</figure>", self.source, re.DOTALL)
+        return next(part for part in found if title in part)
 
 
 def page(run: Run) -> Page:

@@ -126,7 +126,9 @@ def _of_clusters(run: Run) -> dict[str, Callable[[str], str]]:
     """A client's own cluster, the next one by name, and an even mixture of the two; nothing in a flat run."""
     where: dict[str, str] = run.clusters.get("where", {})
     names = sorted({*where.values()} - {GLOBAL})
-    following = dict(zip([GLOBAL, *names], [*names, *names[:1]], strict=False))  # one in no cluster gets the first
+    if not names:
+        return {}
+    following = dict(zip([GLOBAL, *names], [*names, names[0]], strict=True))  # a client in no cluster gets the first
 
     def own(name: str) -> str:
         return where.get(name, GLOBAL)
@@ -137,8 +139,10 @@ def _of_clusters(run: Run) -> dict[str, Callable[[str], str]]:
     def hybrid(name: str) -> str:
         return f"{own(name)}=0.5,{other(name)}=0.5"
 
-    kinds: dict[str, Callable[[str], str]] = {CLUSTER: own, OTHER: other, HYBRID: hybrid}
-    return {kind: kinds[kind] for kind in (CLUSTER, *UNMEASURED)[: 3 if len(names) > 1 else len(names)]}
+    kinds: dict[str, Callable[[str], str]] = {CLUSTER: own}
+    if len(names) > 1:
+        kinds |= {OTHER: other, HYBRID: hybrid}
+    return kinds
 
 
 def kept(run: Run) -> list[str]:

@@ -112,7 +112,7 @@ def _exchange(run: Digest) -> str:
         rows.append([name, *cells, percent(found["error"].get(name, 0))])
     caption = (
         f"What clusters gave each other in round {turns[-1]:,}: a row is a cluster's new adapter, a column what it was "
-        "made of, the darker the more of another's. Lost: the share of its energy that did not fit its rank"
+        "made of, shaded by how much is another's. Lost: the share of its energy that did not fit its rank"
     )
     return _folded("Exchange between clusters", markup.table(caption, ["", *names, "Lost"], rows), len(rows))
 
