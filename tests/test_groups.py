@@ -22,6 +22,7 @@ from fedgen.outer import Plain
 from fedgen.places import resume
 from fedgen.records import GLOBAL, Ask, Failure, Offer, Reply, Report, State, Tree, Update
 from fedgen.rounds import Server, play
+from fedgen.sample import sampler
 from fedgen.store import load_bundle
 
 NAMES = ["ann", "bob", "cleo", "dan", "eve", "finn"]
@@ -294,6 +295,28 @@ def test_strength_zero_is_no_exchange_bit_for_bit(go: Go, clustered: Run) -> Non
     for name in (GLOBAL, "cluster-1", "cluster-2"):
         assert same(weights(none, name), weights(zero, name))
     assert not same(weights(none, "cluster-1"), weights(clustered, "cluster-1"))
+
+
+def test_an_own_adapter_is_added_to_the_frozen_ones_below_it(go: Go, clustered: Run) -> None:
+    added = go(**BY_PROFILE, personal={"kind": "added", "own": 1, "whole": 0.5, "steps": 3, "lr": 0.01})
+    plain = weights(go(**BY_PROFILE))  # a wider bank trains the shared ones alike, but for the last bits
+    assert all(half == pytest.approx(plain[key], abs=1e-6) for key, half in weights(added).items())
+    for name in NAMES:
+        own, card = added.adapter(f"client/{name}")
+        uses = added.clusters["uses"][name]
+        shared = [(0.5, weights(added, uses)), (0.5, weights(added))] if uses != GLOBAL else [(1.0, weights(added))]
+        rank = lora.rank(own)
+        assert (rank, card.rank) == (added.plan.adapter.rank * len(shared) + 1,) * 2
+        assert card.parent == added.adapter(uses)[1].hash
+        top = lora.product_sum([(1.0, own), *((-share, tree) for share, tree in shared)])
+        assert lora.energy_kept(top, 1) == pytest.approx(1)  # what is left over is the rank that it added
+        assert lora.inner(top, top) > 1e-9
+    assert sampler(added).line("client/ann").any()
+
+
+def test_a_client_that_encodes_is_sent_no_adapter(clustered: Run) -> None:
+    line = clustered.journal[0]["clusters"]
+    assert line["down"] < 6 * 400 < clustered.journal[0]["down"] / clustered.plan.rounds
 
 
 class StopHere(Exception):  # noqa: N818  it is no error

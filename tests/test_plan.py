@@ -36,7 +36,7 @@ WRONG: list[tuple[dict[str, Any], str]] = [
                    "deal, training, encode, profile, cluster, hierarchy, exchange, cohort, aggregate, outer, personal, "
                    "evaluate, quality")),
     ({"adapter": {"r": 4}}, "adapter.r: no such key; Adapter has rank, targets"),
-    ({"data": {"path": "x"}}, "data.path: no such key; Stdlib has limit, modules"),
+    ({"data": {"path": "x"}}, "data.path: no such key; Stdlib has limit, modules, piece"),
     ({"personal": {"kind": "none", "epochs": 1}}, "personal.epochs: no such key; Nothing has no keys but kind"),
     # kinds
     ({"aggregate": {"kind": "men"}}, "aggregate.kind: 'men' is not one of average, exact"),
@@ -204,7 +204,7 @@ def test_another_kind_takes_over_the_keys_that_it_knows_and_drops_the_others() -
     assert read(keys, ["personal.kind=none"]).personal == Nothing()
     assert read(keys, ["data.path=here", "data.kind=folder"]).data == Folder("here")
     assert refused(keys, "personal.steps=3", "personal.kind=none").startswith("personal.steps: no such key")
-    assert refused(keys, "personal.kind=[1]") == "personal.kind: [1] is not one of none, finetune, keep"
+    assert refused(keys, "personal.kind=[1]") == "personal.kind: [1] is not one of none, finetune, keep, added"
     assert keys["personal"] == {"kind": "finetune", "steps": 7}
 
 

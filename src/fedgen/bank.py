@@ -188,9 +188,9 @@ class Bank:
         for path, layer in self._layers.items():
             _replace(self.network, path, layer)
 
-    def fresh(self, draw: torch.Generator) -> Tree:
-        """An adapter that changes nothing yet: A drawn, B zero."""
-        return lora.fresh(self._layers, self.layout.rank, draw)
+    def fresh(self, draw: torch.Generator, rank: int = 0) -> Tree:
+        """An adapter that changes nothing yet: A drawn, B zero; as wide as the bank, or of this rank."""
+        return lora.fresh(self._layers, rank or self.layout.rank, draw)
 
     def write(self, slot: int, adapter: Tree) -> None:
         """Fill a slot; slot 0 is the backbone and stays zeros."""

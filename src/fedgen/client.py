@@ -50,12 +50,16 @@ class Training:
 
 @dataclass(frozen=True)
 class Job:
-    """One adapter to train on one client's rows; `draw(use)` gives the job's own generators."""
+    """One adapter to train on one client's rows; `draw(use)` gives the job's own generators.
+
+    Of the adapter's numbers those move where `free` is one (None: all).
+    """
 
     name: str
     start: Tree
     rows: Rows
     draw: Callable[[str], torch.Generator]
+    free: Tree | None = None
 
 
 @dataclass(frozen=True)
@@ -135,7 +139,7 @@ def train(training: Training, backbone: Backbone, bank: Bank, jobs: Sequence[Job
     jobs = sorted(jobs, key=lambda job: -len(plans[job.name]))
     steps = torch.tensor([len(plans[job.name]) for job in jobs])
     start = torch.stack([bank.layout.vector(job.start) for job in jobs]).to(bank.lines)
-    lines, stepper = start.clone(), Stepper(training, start)
+    lines, stepper, free = start.clone(), Stepper(training, start), _free(bank, jobs)
     noise, masks = [job.draw("noise") for job in jobs], [job.draw("dropout") for job in jobs]
     losses, terms = torch.zeros(len(jobs)), torch.zeros(len(jobs), dtype=torch.long)
     for at in range(int(steps.max())):
@@ -153,7 +157,11 @@ def train(training: Training, backbone: Backbone, bank: Bank, jobs: Sequence[Job
         (slope,) = torch.autograd.grad(each.sum(), leaf)
         if training.proximal:
             slope = slope + training.proximal * (leaf.detach() - start[:n])
-        stepper.step(lines, slope, at, steps.to(lines.device))
+        if free is None:
+            stepper.step(lines, slope, at, steps.to(lines.device))
+        else:
+            stepper.step(lines, slope.where(free[:n], 0), at, steps.to(lines.device))
+            lines = lines.where(free, start)  # decay pulls at what stands still, too
         losses[:n] += each.detach().cpu()
         terms[:n] += counts.sum(1).cpu()
     done = zip(jobs, lines.cpu(), (losses / steps).tolist(), steps.tolist(), terms.tolist(), strict=True)
@@ -161,6 +169,14 @@ def train(training: Training, backbone: Backbone, bank: Bank, jobs: Sequence[Job
         Trained(job.name, bank.layout.tree(line, lora.rank(job.start)), loss, int(own), int(seen))
         for job, line, loss, own, seen in done
     ]
+
+
+def _free(bank: Bank, jobs: Sequence[Job]) -> Tensor | None:
+    """Which numbers of each job's line move; None if all of all do."""
+    if all(job.free is None for job in jobs):
+        return None
+    every = torch.ones(bank.layout.width)
+    return torch.stack([bank.layout.vector(job.free) if job.free else every for job in jobs]).to(bank.lines) > 0
 
 
 def precision(device: torch.device) -> contextlib.AbstractContextManager[object]:

@@ -50,7 +50,7 @@ def offers(
     for name in names:
         cluster = state.cluster(name)
         others = {other: adapter for other, adapter in (beside or {}).items() if other != cluster}
-        yield Offer(turn, name, cluster, state.adapters[cluster], use, others)
+        yield Offer(turn, name, cluster, {} if use == "encode" else state.adapters[cluster], use, others)
 
 
 def choice(rules: Rules, state: State, use: Use) -> dict[str, Tree]:

@@ -22,7 +22,7 @@ from fedgen.errors import ClientError, FedgenError
 from fedgen.evaluate import Score, score
 from fedgen.groups import Rules, choice, exchanged, grouped, joined, members, merged, offers, parted
 from fedgen.outer import Outer
-from fedgen.personal import Personal
+from fedgen.personal import Personal, Start
 from fedgen.records import GLOBAL, Ask, Client, Failure, Offer, Reply, Report, Rows, State, Tree, Update
 from fedgen.store import Shelf
 
@@ -68,7 +68,7 @@ def turn(site: Site, offer: Offer) -> Reply:
 def turns(site: Site, offers: Sequence[Offer]) -> list[Reply]:
     """The client's half of a round for several clients at once, each as if alone."""
     known = _taken(site, [offer for offer in offers if offer.client in site.clients])
-    shared = _train(site, [(offer, offer.adapter) for offer in known if offer.use == "train"], SHARED)
+    shared = _train(site, [(offer, Start(offer.adapter)) for offer in known if offer.use == "train"], SHARED)
     own = _train(site, [(offer, start) for offer in known if (start := _own_start(site, offer))], OWN)
     for offer in known:
         if offer.client in own and tree.is_finite(own[offer.client].adapter):
@@ -125,23 +125,26 @@ def _encoded(site: Site, offer: Offer, client: Client) -> Reply:
     return Update(offer.round, client.name, offer.cluster, {}, count(client.train), {}, profile=profile)
 
 
-def _own_start(site: Site, offer: Offer) -> Tree | None:
+def _own_start(site: Site, offer: Offer) -> Start | None:
     """What the client's own adapter trains from in this turn; None if it does not train."""
     own = site.shelf.get(offer.client)
     each_round = site.personal.each_round
     due = (offer.use == "train" and each_round) or (offer.use == "score" and (own is None or not each_round))
-    return site.personal.begin(own, offer.adapter) if due else None
+    fresh = functools.partial(site.bank.fresh, _draw(site, offer, OWN, "start"))
+    return site.personal.begin(own, offer, fresh) if due else None
 
 
-def _train(site: Site, starts: Sequence[tuple[Offer, Tree]], what: str) -> dict[str, Trained]:
+def _train(site: Site, starts: Sequence[tuple[Offer, Start]], what: str) -> dict[str, Trained]:
     if not starts:
         return {}
-    jobs = [
-        Job(offer.client, start, site.clients[offer.client].train, functools.partial(_draw, site, offer, what))
-        for offer, start in starts
-    ]
+    jobs = [_job(site, offer, start, what) for offer, start in starts]
     training = site.training if what == SHARED else site.personal.training(site.training)
     return {done.name: done for done in train(training, site.backbone, site.bank, jobs)}
+
+
+def _job(site: Site, offer: Offer, start: Start, what: str) -> Job:
+    rows, draw = site.clients[offer.client].train, functools.partial(_draw, site, offer, what)
+    return Job(offer.client, start.adapter, rows, draw, start.free)
 
 
 def _draw(site: Site, offer: Offer, what: str, use: str) -> torch.Generator:

@@ -108,9 +108,10 @@ class Run:
         """An adapter by name: `global`, one kept on the way as `global@round-N`, a client's own as `client/NAME`."""
         own = self.shelf().get(name.removeprefix("client/")) if name.startswith("client/") else None
         if own is not None:
-            _, parent = self.adapter(GLOBAL)
             client = name.removeprefix("client/")
-            return own, dataclasses.replace(parent, client=client, parent=parent.hash, hash="", metrics={})
+            _, parent = self.adapter(self.clusters.get("uses", {}).get(client, GLOBAL))
+            kin = dataclasses.replace(parent, client=client, parent=parent.hash, rank=lora.rank(own))
+            return own, dataclasses.replace(kin, hash="", metrics={})
         if not (self.folder / ADAPTERS / name).is_dir() or not name:
             names = self.adapters()
             near = get_close_matches(name, names, 8, 0.0)

@@ -120,11 +120,9 @@ class Sampler:
 
 def sampler(run: Run) -> Sampler:
     """Load a run's backbone and make room for its adapters."""
-    plan, shelf = run.plan, run.shelf()
+    plan = run.plan
     backbone = plan.backbone.load()
-    own = [shelf.get(name) for name in shelf.clients()[:1]]  # which may be wider than the plan's, and all are as wide
-    rank = max([plan.adapter.rank, *(lora.rank(tree) for tree in own if tree is not None)])
-    return Sampler(run, backbone, Bank(backbone.network, plan.adapter.targets, rank))
+    return Sampler(run, backbone, Bank(backbone.network, plan.adapter.targets, plan.personal.rank(plan.adapter.rank)))
 
 
 # ---- what is said of adapters in words

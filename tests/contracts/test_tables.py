@@ -14,16 +14,16 @@ from typing import Any, Literal
 import pytest
 import torch
 
-from fedgen import plan
+from fedgen import lora, plan
 from fedgen.client import Training
 from fedgen.cluster import Losses
 from fedgen.cohort import COHORTS, Cohort, Uniform, Weighted
 from fedgen.data import PARTITIONS, SOURCES, ByField, Partition
 from fedgen.encode import Ngrams
 from fedgen.errors import FedgenError, PlanError
-from fedgen.personal import PERSONALS, Keep
+from fedgen.personal import PERSONALS, Keep, Start
 from fedgen.plan import TABLES, Plan
-from fedgen.records import Document, Tree
+from fedgen.records import GLOBAL, Document, Offer, Tree
 
 EVERY_KIND = [(section, kind) for section, table in TABLES.items() for kind in table]
 CHANGED: dict[type, Callable[[Any], Any]] = {
@@ -171,32 +171,41 @@ def test_uniform_looks_at_no_more_clients_than_it_takes() -> None:
 
 # ---- personal rules
 
-ADAPTERS: tuple[Tree, Tree] = {"key": torch.ones(2)}, {"key": torch.zeros(2)}
+LAYERS = {"layer": torch.nn.Linear(3, 5)}
+ADAPTERS: tuple[Tree, Tree] = (
+    lora.fresh(LAYERS, 4, torch.Generator().manual_seed(0)),
+    lora.fresh(LAYERS, 4, torch.Generator().manual_seed(1)),
+)
+
+
+def begun(rule: Any, own: Tree | None) -> Start | None:
+    """Where a rule begins under the second of the adapters."""
+    offer = Offer(1, "ann", GLOBAL, ADAPTERS[1], "score")
+    start: Start | None = rule.begin(
+        own, offer, lambda rank: lora.fresh(LAYERS, rank, torch.Generator().manual_seed(2))
+    )
+    return start
 
 
 @pytest.mark.parametrize("part", PERSONALS.values(), ids=list(PERSONALS))
 def test_a_personal_rule_says_when_from_where_and_how(part: Any) -> None:
-    rule, own, shared = part(), *ADAPTERS
+    rule, (own, shared) = part(), ADAPTERS
     training = rule.training(Training(batch=3, proximal=0.5))
     assert isinstance(rule.each_round, bool)
     assert training.batch == 3
-    for begun in (rule.begin(None, shared), rule.begin(own, shared)):
-        assert begun is None or begun is own or begun is shared
-    if rule.begin(None, shared) is not None:
-        assert (training.lr, training.epochs, training.steps, training.proximal) == (
-            rule.lr,
-            rule.epochs,
-            rule.steps,
-            0,
-        )
-    else:
-        assert not rule.each_round
+    for start in (begun(rule, None), begun(rule, own)):
+        if start is None:
+            assert not rule.each_round
+            continue
+        assert any(start.adapter is one for one in (own, shared)) == (start.free is None)
+        assert lora.rank(start.adapter) <= rule.rank(4)
+        assert (training.lr, training.epochs, training.steps) == (rule.lr, rule.epochs, rule.steps)
+        assert training.proximal == 0
 
 
 def test_only_keep_goes_on_from_the_own_adapter() -> None:
-    own, shared = ADAPTERS
-    goes_on = [part for part in PERSONALS.values() if part().begin(own, shared) is own]
-    assert goes_on == [Keep]
+    starts = {part: begun(part(), ADAPTERS[0]) for part in PERSONALS.values()}
+    assert [part for part, start in starts.items() if start and start.adapter is ADAPTERS[0]] == [Keep]
 
 
 # ---- partitions and sources

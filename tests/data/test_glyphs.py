@@ -96,6 +96,12 @@ def test_a_client_is_the_same_whoever_else_is_there(documents: list[Document]) -
     assert pictures(alone).equal(pictures(among))
 
 
+def test_with_a_tail_each_style_has_fewer_clients() -> None:
+    styles = ("bold", "slanted", "serif", "mono")
+    owners = {document.owner for document in Glyphs(styles, clients=4, tail=0.5, characters="abcdefgh").read()}
+    assert [sum(owner.startswith(f"{style}-") for owner in owners) for style in styles] == [4, 2, 1, 1]
+
+
 def test_with_words_a_prompt_says_the_style_too() -> None:
     found = Glyphs(("bold slanted",), 1, "aB3", 1, 1, words=True, size=16).read()
     assert [one.prompt for one in found] == [

@@ -51,6 +51,13 @@ def test_stdlib_owners_are_the_federated_modules() -> None:
     assert all(document.text.strip() and not document.part for document in documents)
 
 
+def test_stdlib_in_pieces_is_the_same_text_with_its_module_as_label() -> None:
+    whole, pieces = (Stdlib(modules=("json",), limit=5000, piece=piece).read() for piece in (0, 700))
+    assert "".join(document.text for document in pieces) == "".join(document.text for document in whole)
+    assert max(len(document.text) for document in pieces) == 700 < len(whole[0].text)
+    assert {document.label for document in pieces} == {"json"}
+
+
 def test_stdlib_limit_keeps_the_first_characters_of_each_owner() -> None:
     whole, short = Stdlib().read(), Stdlib(limit=2000).read()
 

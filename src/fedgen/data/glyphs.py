@@ -94,6 +94,7 @@ STYLES = {
 class Glyphs:
     """Each of `clients` a style draws `characters` in it, `copies` of each, smaller or larger and a little off.
 
+    Each style has `tail` times as many clients as the one before it, and at least one.
     `left_out` characters of each client are for testing alone, and half as many for validation. The prompt says the
     character, and with `words` the style too. Pictures are `size` pixels wide, ink on paper.
     """
@@ -105,6 +106,7 @@ class Glyphs:
     left_out: Annotated[int, Range(1)] = 4
     words: bool = False
     size: Literal[16, 32] = 32
+    tail: Annotated[float, Range(0, 1, open=True)] = 1.0
 
     def __post_init__(self) -> None:
         if unknown := [style for style in self.styles if style not in STYLES]:
@@ -125,7 +127,8 @@ class Glyphs:
 
     def read(self) -> list[Document]:
         """Client by client, character by character; the same drawings every time."""
-        holders = [(style, number) for style in self.styles for number in range(self.clients)]
+        counts = [max(1, round(self.clients * self.tail**at)) for at in range(len(self.styles))]
+        holders = [(style, at) for style, count in zip(self.styles, counts, strict=True) for at in range(count)]
         return [document for style, number in holders for document in self._of(style, number)]
 
     def _of(self, style: str, number: int) -> Iterator[Document]:

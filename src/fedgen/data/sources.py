@@ -28,16 +28,18 @@ class Source(Protocol):
 
 @dataclass(frozen=True)
 class Stdlib:
-    """Python's standard library: a module is an owner, of whose text `limit` characters are kept (0 keeps all).
+    """Python's standard library: a module is an owner and a label, of whose text `limit` characters are kept (0: all).
 
-    `modules` names the owners that are wanted, none named all of them.
+    `modules` names the owners that are wanted, none named all of them. A document is a file, or of a file's text a
+    `piece` of so many characters (0: the whole), for modules that several clients share.
     """
 
     limit: Annotated[int, Range(0)] = 0
     modules: tuple[str, ...] = ()
+    piece: Annotated[int, Range(0)] = 0
 
     def read(self) -> list[Document]:
-        """One document a file of the federation's modules."""
+        """File by file of the federation's modules."""
         limit = self.limit or sys.maxsize
         kept: Counter[str] = Counter()
         documents = []
@@ -48,8 +50,8 @@ class Stdlib:
                 continue
             text = text[: limit - kept[owner]]
             kept[owner] += len(text)
-            if text.strip():
-                documents.append(Document(owner, text))
+            pieces = [text[at : at + self.piece] for at in range(0, len(text), self.piece)] if self.piece else [text]
+            documents += [Document(owner, piece, label=owner) for piece in pieces if piece.strip()]
         return documents
 
 

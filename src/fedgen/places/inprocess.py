@@ -55,11 +55,11 @@ def place(plan: Plan, backbone: Backbone, shelf: Path | None, tell: Callable[[ob
     held, dropped = _held(plan, backbone, documents, shares)
     labels = {name: label for name in held if (label := _label(documents[at].label for at in shares[name]))}
     facts = facts_of(plan, backbone)
-    bank = Bank(backbone.network, plan.adapter.targets, plan.adapter.rank)
+    bank = Bank(backbone.network, plan.adapter.targets, plan.personal.rank(plan.adapter.rank))
     own = Shelf(shelf, SHELF_MEMORY)
     parts = plan.training, plan.personal, own, plan.evaluate.rows, plan.encode, plan.profile
     site = Site(plan.seed, backbone, bank, held, *parts)
-    start = bank.fresh(seeds.generator(plan.seed, -1, "", "adapter"))
+    start = bank.fresh(seeds.generator(plan.seed, -1, "", "adapter"), plan.adapter.rank)
     sizes = {name: count(client.train) for name, client in held.items()}
     counts = {"clients": len(held), "dropped": list(dropped), "rows": sum(sizes.values())}
     return Place(sizes, asker(site, tell), start, own, facts | counts, labels)

@@ -104,7 +104,11 @@ def _training(run: Digest) -> list[tuple[str, str]]:
     where = f"rank {plan.adapter.rank} on {listed(plan.adapter.targets)}"
     how = f"{turn} a turn with {plan.training.optimizer}, batches of {counted(plan.training.batch, 'row')}, {where}"
     start = "the cluster's adapter" if run.grouped else "the global adapter"
-    own = {"none": "none", "finetune": f"{start}, fine-tuned by each client after the last round"}
+    own = {
+        "none": "none",
+        "finetune": f"{start}, fine-tuned by each client after the last round",
+        "added": f"{start}, left as it is, and each client's own on top of it, trained after the last round",
+    }
     kept = "each client's own, kept and trained beside the shared one in every turn"
     kind = plans.kind_of("personal", plan.personal)
     return [("Training", f"{amount(rows)} rows; {how}"), ("Personal adapters", own.get(kind, kept))]

@@ -1,0 +1,138 @@
+"""What clusters are worth: local, one global adapter, clusters, clusters that exchange, and the true groups.
+
+    python experiments/clusters.py [glyphs] [text] [--work WORK] [--out OUT]
+
+Every arm of a world has the same clients, rounds, cohorts and steps (`plans/clusters-WORLD.toml`); without federation a
+client takes as many steps as it does on average in the others. Runs are kept in WORK and gone on with. Written are
+OUT.json and OUT.png, of all runs that are there.
+"""
+
+import argparse
+import json
+import sys
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from statistics import mean
+from typing import Any
+
+sys.path.insert(0, str(Path(__file__).parents[1] / "src"))
+import fedgen
+from fedgen.evaluate import Score, total
+from fedgen.places import inprocess
+from fedgen.records import GLOBAL
+from fedgen.rounds import CLUSTER
+from fedgen.run import Run
+
+PLANS = Path(__file__).parent / "plans"
+SEEDS = (0, 1, 2)
+FLAT = ["cluster.kind=none", "exchange.kind=none"]
+ARMS: dict[str, list[str]] = {
+    "local": [*FLAT, "cohort.fraction=1.0", "training.steps=1", "personal.kind=keep", "personal.steps=5"],
+    "global": FLAT,
+    "clusters": ["exchange.kind=none"],
+    "exchange": [],
+    "oracle": ["cluster.kind=oracle", "exchange.kind=none"],
+}
+TRIED: dict[str, list[str]] = {
+    "exchange 0.3": ["exchange.strength=0.3"],
+    "exchange, fading": ["exchange.strength=0.3", "exchange.fade=0.7"],
+    "exchange, all alike": ["exchange.thin=0.0"],
+    "towards the global": ["exchange.kind=global"],
+    "shared A": ["exchange.kind=shared_a"],
+}
+WORLDS = ("glyphs", "text")
+
+
+def play(world: str, arm: str, seed: int, work: Path) -> Run:
+    """The run of an arm, new, gone on with, or there."""
+    folder = work / f"{world}-{arm.replace(' ', '-').replace(',', '')}-{seed}"
+    if (folder / "plan.toml").exists():
+        return fedgen.resume(folder)
+    settings = [*(ARMS | TRIED)[arm], f"seed={seed}"]
+    return fedgen.run(PLANS / f"clusters-{world}.toml", folder, settings=settings)
+
+
+# ---- what a run came to
+
+
+def shared(scores: Mapping[str, Score]) -> str:
+    """Under which name a client's shared adapter is scored."""
+    return CLUSTER if CLUSTER in scores else GLOBAL
+
+
+def falls(run: Run, adapter: str) -> dict[str, float]:
+    """By how much each client's measure falls below that of the bare backbone, as a share."""
+    measure = run.yardstick.of
+    return {
+        name: 1 - measure(found[adapter or shared(found)]) / measure(found["backbone"])
+        for name, found in run.scores.items()
+    }
+
+
+def worst(gains: Mapping[str, float]) -> float:
+    """The mean of the worst tenth of the clients."""
+    return mean(sorted(gains.values())[: max(1, len(gains) // 10)])
+
+
+def known(run: Run) -> dict[str, tuple[str, int]]:
+    """Each client's true group, and how much it holds: characters, or pictures."""
+    return {
+        name: (documents[0].label, sum(len(document.text) or 1 for document in documents))
+        for name, documents in inprocess.holdings(run.plan).items()
+    }
+
+
+def smallest(run: Run) -> list[str]:
+    """The clients of the quarter of true groups that hold the least."""
+    sizes: dict[str, int] = {}
+    for label, size in known(run).values():
+        sizes[label] = sizes.get(label, 0) + size
+    few = sorted(sizes, key=lambda label: (sizes[label], label))[: max(1, len(sizes) // 4)]
+    return [name for name, (label, _) in known(run).items() if label in few]
+
+
+def found(run: Run) -> dict[str, Any]:
+    """The figures of one run."""
+    few, scores = smallest(run), run.scores.values()
+    local = all("personal" in one for one in scores) and run.plan.training.steps == 1
+    result: dict[str, Any] = {
+        "curve": [line["metrics"][run.yardstick.key] for line in run.journal],
+        "backbone": run.yardstick.of(total(one["backbone"] for one in scores)),
+        "seconds": round(sum(line["seconds"] for line in run.journal)),
+        "quality": run.clusters.get("quality", {}),
+        "groups": len({*run.clusters.get("where", {}).values()}),
+        "refused": sum(cluster == GLOBAL for cluster in run.clusters.get("uses", {}).values()),
+        "message_bytes": run.journal[0]["up"] // len(run.journal[0]["clients"]),
+    }
+    for name, adapter in {"shared": "", "personal": "personal"}.items():
+        if name == "shared" and local:
+            continue
+        each = falls(run, adapter)
+        measure = run.yardstick.of(total(one[adapter or shared(one)] for one in scores))
+        parts = {"measure": measure, "fall": mean(each.values()), "worst_tenth": worst(each)}
+        result[name] = parts | {"smallest_quarter": mean(each[client] for client in few)}
+    return result
+
+
+def rounds_to(curve: Sequence[float], goal: float) -> int:
+    """The first round whose measure is as good; 0 if none is."""
+    return next((at for at, value in enumerate(curve, 1) if value <= goal), 0)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument(
+        "worlds", nargs="*", choices=WORLDS, help="which to run; none named, what is there is collected"
+    )
+    parser.add_argument("--work", type=Path, default=Path("runs/clusters"), help="where the runs are kept")
+    parser.add_argument("--out", type=Path, default=Path(__file__).parent / "results" / "clusters")
+    args = parser.parse_args()
+    asked = [(arm, seed) for seed in SEEDS for arm in ARMS] + [(arm, seed) for seed in SEEDS for arm in TRIED]
+    for world in args.worlds:
+        for arm, seed in asked:
+            run = play(world, arm, seed, args.work)
+            print(world, arm, seed, json.dumps(found(run)), flush=True)
+
+
+if __name__ == "__main__":
+    main()
