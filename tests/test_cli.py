@@ -20,6 +20,7 @@ from typer.testing import CliRunner, Result
 
 import fedgen
 from fedgen import Run, cli, lora, plan
+from fedgen.errors import StoreError
 from fedgen.sample import mixture
 from fedgen.sheet import GAP, MARGIN
 from fedgen.store import load_bundle
@@ -221,6 +222,17 @@ def clustered_run(tiny_plan: dict[str, Any], tmp_path_factory: pytest.TempPathFa
     """The tiny run, its clients in two clusters by how their texts begin."""
     grouped = {"encode": {"kind": "ngrams"}, "cluster": {"kind": "kmeans", "count": 2}}
     return fedgen.run(tiny_plan | grouped, tmp_path_factory.mktemp("runs") / "clustered")
+
+
+def test_a_sealed_prompt_is_generated_from_like_a_plain_one(tiny_run: Run, tmp_path: Path) -> None:
+    note = tmp_path / "deep" / "prompt.safetensors"
+    assert str(note) in called("seal", tiny_run.folder, "--prompt", "the harbour ", "--to", note).output
+    plain = called("generate", tiny_run.folder, "--prompt", "the harbour ", "--tokens", 8)
+    assert called("generate", tiny_run.folder, "--sealed", note, "--tokens", 8).stdout == plain.stdout
+    for words in ((), ("--prompt", "x", "--sealed", note), ("--sealed", note, "--route")):
+        assert called("generate", tiny_run.folder, *words).exit_code == 2
+    missing = called("generate", tiny_run.folder, "--sealed", tmp_path / "none")
+    assert isinstance(missing.exception, StoreError)
 
 
 def test_generate_mixes_adapters(clustered_run: Run) -> None:

@@ -266,19 +266,6 @@ def test_a_clustered_run_leaves_its_clusters_behind(clustered: Run) -> None:
     assert clustered.journal[0]["clusters"]["up"] > 6 * 64 * 4  # six profiles of 64 numbers, and what is around them
 
 
-def test_no_prompt_is_among_what_was_sent(go: Go, tiny_text: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from fedgen.places import inprocess
-
-    sent: list[bytes] = []
-    pack = inprocess.pack
-    monkeypatch.setattr(inprocess, "pack", lambda message: sent.append(pack(message)) or sent[-1])
-    go(**BY_PROFILE)
-    wire = b"".join(sent)
-    words = {word.encode() for path in tiny_text.glob("*.txt") for word in path.read_text("utf-8").split()}
-    assert not [word for word in words if len(word) > 5 and word in wire]
-    assert b"profile" in wire
-
-
 def test_one_cluster_without_exchange_is_the_flat_run_bit_for_bit(go: Go, tiny_run: Run) -> None:
     one = go(**BY_PROFILE | {"cluster": {"kind": "kmeans", "count": 1}})
     assert same(weights(one), weights(tiny_run))

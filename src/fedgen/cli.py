@@ -12,13 +12,15 @@ from rich.console import Console
 
 from fedgen import places, report
 from fedgen import plan as plans
+from fedgen.encode import seal as sealed_prompt
+from fedgen.encode import unseal
 from fedgen.errors import FedgenError, PlanError
 from fedgen.exhibit import draw
 from fedgen.report.wording import saving, size
 from fedgen.run import PLAN, Run
 from fedgen.sample import compact, one_mixture, route, sampler, spelled
-from fedgen.screen import Screen, outcome_table, quality_table, runs_table, standing
-from fedgen.store import save_bundle
+from fedgen.screen import Screen, clusters_table, outcome_table, quality_table, runs_table, standing
+from fedgen.store import read_bytes, save_bundle, write_whole
 
 DEMOS = Path(__file__).parent / "demos"
 WIDE = 160  # columns for a pipe or a file, where nothing should be cut
@@ -133,9 +135,12 @@ def generate(
     run: RunFolder,
     prompt: Annotated[
         str, typer.Option(help="What to continue, or to draw; a class's number where it is asked by that.")
-    ],
+    ] = "",
     adapter: Annotated[str, typer.Option("--adapter", "--mix", help=ADAPTER)] = "global",
     *,
+    sealed: Annotated[
+        Path | None, typer.Option(help="A prompt that `fedgen seal` wrote, in place of --prompt.")
+    ] = None,
     routed: Annotated[bool, typer.Option("--route", help="Mix the clusters nearest to the prompt instead.")] = False,
     top: Annotated[int, typer.Option(min=1, help="With --route: so many clusters.")] = 2,
     spread: Annotated[float, typer.Option(min=1e-3, help="With --route: near 0 the nearest cluster takes all.")] = 0.1,
@@ -150,18 +155,35 @@ def generate(
     """Continue a prompt, or draw it, under one of a run's adapters or a mixture of them."""
     if routed and adapter != "global":
         raise typer.BadParameter("chooses the adapters itself; leave --adapter and --mix away", param_hint="--route")
+    if bool(prompt) == bool(sealed) or (routed and sealed):
+        wish = "wanted one of the two, and --prompt with --route"
+        raise typer.BadParameter(wish, param_hint="--prompt, --sealed")
     voice = sampler(Run(run))
+    asked = unseal(read_bytes(sealed), voice.backbone, str(sealed)) if sealed else prompt
     if routed:
         adapter = spelled(route(voice.run, voice.encode(prompt), top=top, temperature=spread))
         typer.echo(f"routed to {adapter}", err=True)
     if voice.backbone.kind == "image":
-        for path in draw(voice, prompt, adapter, range(seed, seed + n), to, steps=steps, guidance=guidance):
+        for path in draw(voice, asked, adapter, range(seed, seed + n), to, steps=steps, guidance=guidance):
             out.print(str(path), soft_wrap=True, markup=False)
         return
-    for piece in voice.write(prompt, adapter=adapter, tokens=tokens, temperature=temperature, seed=seed):
+    for piece in voice.write(asked, adapter=adapter, tokens=tokens, temperature=temperature, seed=seed):
         sys.stdout.write(piece)
         sys.stdout.flush()
     sys.stdout.write("\n")
+
+
+@app.command()
+def seal(
+    run: RunFolder,
+    prompt: Annotated[str, typer.Option(help="What is to be continued or drawn elsewhere.")],
+    to: Annotated[Path, typer.Option(help="The file to send.")],
+) -> None:
+    """Write a prompt as hidden states, to send it without its text; docs/privacy.md says how little that hides."""
+    backbone = Run(run).plan.backbone.load()
+    sent = sealed_prompt(prompt, backbone)
+    write_whole(to, sent)
+    out.print(f"{to}: {size(len(sent))}, for the backbone '{backbone.name}'", soft_wrap=True)
 
 
 @app.command()
@@ -192,6 +214,8 @@ def _say_outcome(run: Run, *, write: bool = True) -> None:
         out.print(standing(run), soft_wrap=True)
         return
     out.print(outcome_table(run))
+    if groups := clusters_table(run):
+        out.print(groups)
     if measures := quality_table(run):
         out.print(measures)
     if write:

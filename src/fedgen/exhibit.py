@@ -16,7 +16,7 @@ from fedgen.data.glyphs import Glyphs, character_of
 from fedgen.plan import Plan, Quality
 from fedgen.quality import FEATURES, Clip, Features, called, compare
 from fedgen.quality.judge import Judge
-from fedgen.records import GLOBAL, Document
+from fedgen.records import GLOBAL, Document, Rows
 from fedgen.run import KEPT, Run
 from fedgen.sample import BARE, Sampler, Wish
 from fedgen.sheet import empty, save_png, save_sheet
@@ -80,11 +80,12 @@ def exhibit(run: Run, voice: Sampler, held: Held, tell: Callable[[object], None]
 
 
 def draw(
-    voice: Sampler, prompt: str, adapter: str, seeds: Iterable[int], to: Path, *, steps: int, guidance: float
+    voice: Sampler, asked: str | Rows, adapter: str, seeds: Iterable[int], to: Path, *, steps: int, guidance: float
 ) -> Iterator[Path]:
-    """One prompt, or one class, under one adapter: a PNG a seed, which says how it was made, and a sheet of all."""
-    asked = Document("", "", prompt, label=prompt)
-    wishes = [Wish(adapter, asked, seed) for seed in seeds]
+    """One prompt, sealed prompt or class under one adapter: a PNG a seed, which says how it was made, and a sheet."""
+    prompt = asked if isinstance(asked, str) else "sealed"
+    told = Document("", "", prompt, label=prompt) if isinstance(asked, str) else asked
+    wishes = [Wish(adapter, told, seed) for seed in seeds]
     said = {"prompt": prompt, "adapter": adapter, "run": voice.run.folder.name, "steps": steps, "guidance": guidance}
     stem = re.sub(r"\W+", "-", f"{prompt[:40]}-{adapter}").strip("-")
     made = []

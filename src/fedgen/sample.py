@@ -19,7 +19,7 @@ from fedgen import lora, seeds
 from fedgen.backbones import Backbone, DiffusionBackbone, LanguageBackbone
 from fedgen.bank import Bank
 from fedgen.errors import ServeError, StoreError
-from fedgen.records import Document, Tree
+from fedgen.records import Document, Rows, Tree
 from fedgen.roster import CENTROIDS
 from fedgen.run import Run
 from fedgen.store import Card, read_bytes
@@ -35,10 +35,10 @@ Stages = list[tuple[float, Mixture]]  # mixtures in turn, and until which share 
 
 @dataclass(frozen=True)
 class Wish:
-    """One picture: under which adapter, mixture or stages, of which prompt or label, from which draw."""
+    """One picture: under which adapter, mixture or stages, of which prompt, sealed prompt or label, from which draw."""
 
     adapter: str
-    asked: Document
+    asked: Document | Rows
     seed: int
     use: str = "sample"
 
@@ -78,9 +78,9 @@ class Sampler:
         return plan.profile.narrow(plan.encode.read([prompt], self.backbone))[0]
 
     def write(
-        self, prompt: str, *, adapter: str = "global", tokens: int = 64, temperature: float = 0.0, seed: int = 0
+        self, prompt: str | Rows, *, adapter: str = "global", tokens: int = 64, temperature: float = 0.0, seed: int = 0
     ) -> Iterator[str]:
-        """Continue the prompt piece by piece; temperature 0 takes the likeliest token each time."""
+        """Continue the prompt, plain or sealed, piece by piece; temperature 0 takes the likeliest token each time."""
         if not isinstance(self.backbone, LanguageBackbone):
             raise StoreError(f"run '{self.run.folder}': its backbone draws pictures and writes no text; use paint")
         draw = seeds.generator(seed, -1, "", "sample")

@@ -58,6 +58,9 @@ class Backbone(Protocol):
     def losses(self, rows: Rows) -> tuple[Tensor, Tensor]:
         """Each row's summed loss, with gradient, and how many terms were summed."""
 
+    def seal(self, prompt: str) -> Rows:
+        """What a device sends in place of a prompt, for inference: hidden states, no text and no token ids."""
+
     def row_bytes(self) -> int:
         """About how much memory one row's forward and backward pass takes."""
 

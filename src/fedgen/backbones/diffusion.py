@@ -9,7 +9,7 @@ from typing import Annotated, Any, Literal
 import torch
 from torch import Tensor, nn
 
-from fedgen.backbones.conditions import CALLS, Condition, condition_of
+from fedgen.backbones.conditions import CALLS, Condition, Prompts, condition_of
 from fedgen.backbones.folder import Reader, hash_of, index_of, library_of, located, named
 from fedgen.backbones.language import device_of, name_of
 from fedgen.backbones.quiet import silence
@@ -17,6 +17,7 @@ from fedgen.backbones.schedule import Schedule, Weighting, schedule_of
 from fedgen.errors import BackboneError, DataError
 from fedgen.lora import is_called
 from fedgen.records import Document, Range, Rows
+from fedgen.tree import is_finite
 
 TARGETS = ("to_q", "to_k", "to_v", "to_out.0", "ff.net.0.proj", "ff.net.2")
 CONVOLUTIONS = ("conv1", "conv2")
@@ -237,12 +238,35 @@ class DiffusionBackbone:
 
     # ---- pictures
 
+    def seal(self, prompt: str) -> Rows:
+        """What a device sends in place of a prompt: what the text encoder makes of it."""
+        if not isinstance(self.condition, Prompts):
+            raise BackboneError(f"sealed prompt: '{self.name}' reads no prompts; ask by a class")
+        return self.condition.rows([Document("", "", prompt)])
+
+    def _asked(self, asked: Sequence[Document | Rows]) -> Rows:
+        """What the network is told of each: a sealed prompt as it is, the others read now."""
+        plain = [one for one in asked if isinstance(one, Document)]
+        if len(plain) == len(asked):
+            return self.condition.rows(plain)
+        each = [self.condition.rows([one]) if isinstance(one, Document) else self._opened(one) for one in asked]
+        return {key: torch.cat([rows[key] for rows in each]) for key in each[0]}
+
+    def _opened(self, sealed: Rows) -> Rows:
+        """A sealed prompt, if this network can be told it."""
+        like = self.condition.empty() if isinstance(self.condition, Prompts) else {}
+        came = {key: tuple(value.shape) for key, value in sealed.items()}
+        if not like or came != {key: tuple(value.shape) for key, value in like.items()} or not is_finite(sealed):
+            wish = {key: tuple(value.shape) for key, value in like.items()} if like else "a class"
+            raise BackboneError(f"sealed prompt: wanted finite {wish}, came {came}; seal it for this backbone")
+        return {key: value.to(like[key]) for key, value in sealed.items()}
+
     @torch.no_grad()
     def paint(
-        self, asked: Sequence[Document], draws: Sequence[torch.Generator], *, steps: int, guidance: float = 1.0,
+        self, asked: Sequence[Document | Rows], draws: Sequence[torch.Generator], *, steps: int, guidance: float = 1.0,
         told: Callable[[int, int], None] = lambda done, steps: None,
     ) -> Tensor:  # fmt: skip
-        """A picture for each document's prompt or label, each from its own draw; `told` hears each step.
+        """A picture for each document's prompt or label, or sealed prompt, from its own draw; `told` hears each step.
 
         With guidance beyond 1 every row is seen twice, side by side, with and without its prompt; so the rows of one
         adapter stay together.
@@ -250,7 +274,7 @@ class DiffusionBackbone:
         if steps < 1:
             raise BackboneError(f"steps: wanted at least 1 step to draw a picture, came {steps}")
         scheduler = self._sampler(steps)
-        rows = {key: value.to(self.device) for key, value in self.condition.rows(asked).items()}
+        rows = {key: value.to(self.device) for key, value in self._asked(asked).items()}
         empty = self._empty if guidance != 1 else None
         if empty is not None:
             both = {key: torch.stack([value, empty[key].to(value).expand_as(value)], 1) for key, value in rows.items()}

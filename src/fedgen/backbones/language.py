@@ -230,15 +230,25 @@ class LanguageBackbone:
         return int(4 * self.length * (body + 3 * config.vocab_size))
 
     @torch.no_grad()
-    def write(self, prompt: str, *, tokens: int, temperature: float, draw: torch.Generator) -> Iterator[str]:
-        """Continue a prompt, or as much of its end as leaves room; temperature 0 takes the likeliest token."""
-        given = [self.end, *self.tokenizer(prompt, add_special_tokens=False, verbose=False)["input_ids"]]
-        given = given[-max(self.reach - tokens, 1) :]
-        device = next(self.network.parameters()).device
-        ids, past, told = torch.tensor([given], device=device), None, ""
+    def seal(self, prompt: str) -> Rows:
+        """What a device sends in place of a prompt: the states that the model's first layer reads, a row a token."""
+        ids = [self.end, *self.tokenizer(prompt, add_special_tokens=False, verbose=False)["input_ids"]]
+        return {"states": self._embedded(ids)[0].cpu()}
+
+    def _embedded(self, ids: Sequence[int]) -> Tensor:
+        table: Any = self.network.get_input_embeddings()  # type: ignore[operator]
+        found: Tensor = table(torch.tensor([ids], device=table.weight.device))
+        return found
+
+    @torch.no_grad()
+    def write(self, prompt: str | Rows, *, tokens: int, temperature: float, draw: torch.Generator) -> Iterator[str]:
+        """Continue a prompt, plain or sealed, or as much of its end as leaves room; at 0 the likeliest."""
+        given = self._opened(self.seal(prompt) if isinstance(prompt, str) else prompt)
+        states = given[:, -max(self.reach - tokens, 1) :]
+        past, told = None, ""
         made: list[int] = []
-        for _ in range(min(tokens, self.reach - len(given))):
-            out = self.network(input_ids=ids, past_key_values=past, use_cache=True)
+        for _ in range(min(tokens, self.reach - states.shape[1])):
+            out = self.network(inputs_embeds=states, past_key_values=past, use_cache=True)
             past, logits = out.past_key_values, out.logits[0, -1].float().cpu()
             token = choose(logits, temperature, draw)
             if token == self.end:
@@ -248,7 +258,15 @@ class LanguageBackbone:
             if not text.endswith("\ufffd"):  # half a character: wait for the rest
                 yield text[len(told) :]
                 told = text
-            ids = torch.tensor([[token]], device=device)
+            states = self._embedded([token])
+
+    def _opened(self, sealed: Rows) -> Tensor:
+        """The states of a sealed prompt, as a batch of one, if this model can read them."""
+        like, states = self._embedded([self.end]), sealed.get("states", torch.empty(0))
+        if states.dim() != 2 or not len(states) or states.shape[1] != like.shape[2] or not states.isfinite().all():
+            wish = f"a row of {like.shape[2]} finite numbers for each token"
+            raise BackboneError(f"sealed prompt: wanted {wish}, came {tuple(states.shape)}; seal it for this backbone")
+        return states[None].to(like)
 
 
 def choose(logits: Tensor, temperature: float, draw: torch.Generator) -> int:

@@ -2,5 +2,6 @@
 
 from fedgen.encode.encoders import ENCODERS, Encoder, Folder, Ngrams, Own, Silent, states
 from fedgen.encode.profile import Profile, noise
+from fedgen.encode.sealed import seal, unseal
 
-__all__ = ["ENCODERS", "Encoder", "Folder", "Ngrams", "Own", "Profile", "Silent", "noise", "states"]
+__all__ = ["ENCODERS", "Encoder", "Folder", "Ngrams", "Own", "Profile", "Silent", "noise", "seal", "states", "unseal"]

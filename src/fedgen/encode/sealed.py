@@ -1,0 +1,25 @@
+"""Sealed prompts: what a device sends to be continued or drawn, in place of text and tokens; docs/privacy.md."""
+
+from fedgen import tree
+from fedgen.backbones import Backbone
+from fedgen.errors import BackboneError, DataError
+from fedgen.records import Rows
+
+MARK = "sealed for"  # the note with the content hash of the backbone that can read it
+
+
+def seal(prompt: str, backbone: Backbone) -> bytes:
+    """The prompt as a message or a file: hidden states as safetensors."""
+    if not prompt.strip():
+        raise DataError("seal: wanted a prompt, came a blank one")
+    return tree.pack(backbone.seal(prompt), {MARK: backbone.hash})
+
+
+def unseal(raw: bytes, backbone: Backbone, where: str) -> Rows:
+    """What this backbone is to be told."""
+    states, notes = tree.unpack(raw, where)
+    if notes.get(MARK) != backbone.hash:
+        came = f"came one for {notes[MARK][:16]}" if MARK in notes else "came something else"
+        wish = f"a prompt sealed for '{backbone.name}' ({backbone.hash[:16]})"
+        raise BackboneError(f"{where}: wanted {wish}, {came}; seal it with `fedgen seal` and the same backbone")
+    return states
