@@ -19,7 +19,9 @@ NAMES = ["cluster-1", "cluster-10", "cluster-2"]
 SIZES = {"cluster-1": 30.0, "cluster-10": 5.0, "cluster-2": 10.0}
 LIKENESS = torch.tensor([[1.0, 0.9, 0.2], [0.9, 1.0, 0.3], [0.2, 0.3, 1.0]])
 PULLS = [Neighbours(), Toward(), Neighbours(on="factors"), Toward(on="factors")]
-EVERY = [*PULLS, SharedA(), Neighbours(strength=1.0, thin=0.0), Toward(strength=1.0)]
+STEPS = [replace(rule, of="steps") for rule in PULLS]
+WHOLE = [*PULLS, SharedA(), Neighbours(strength=1.0, thin=0.0), Toward(strength=1.0)]
+EVERY = [*WHOLE, *STEPS]
 
 
 def adapter(seed: int, rank: int = 3) -> Tree:
@@ -41,16 +43,19 @@ def products(tree: Tree) -> list[Tensor]:
     return [pair.b.flatten(1).double() @ pair.a.flatten(1).double() for pair in lora.pairs(tree)]
 
 
+BEFORE = {name: adapter(at + 7) for at, name in enumerate(NAMES)}
+
+
 def mixed(rule: Any, turn: int = 1, **changes: Any) -> Mixed:
-    given = {"adapters": ADAPTERS, "likeness": LIKENESS, "sizes": SIZES} | changes
-    found: Mixed = rule.mix(given["adapters"], given["likeness"], given["sizes"], turn)
+    given = {"adapters": ADAPTERS, "likeness": LIKENESS, "sizes": SIZES, "before": BEFORE} | changes
+    found: Mixed = rule.mix(given["adapters"], given["likeness"], given["sizes"], turn, given["before"])
     return found
 
 
 # ---- shares
 
 
-@pytest.mark.parametrize("rule", EVERY, ids=repr)
+@pytest.mark.parametrize("rule", WHOLE, ids=repr)
 def test_every_rows_shares_sum_to_one_and_none_is_negative(rule: Any) -> None:
     for turn, sizes in itertools.product((1, 7), (SIZES, SIZES | {"cluster-2": 0.0}, dict.fromkeys(NAMES, 0.0))):
         weights = mixed(rule, turn, sizes=sizes).weights
@@ -89,7 +94,7 @@ def test_a_cluster_with_little_data_borrows_most(rule: Any) -> None:
 def test_the_pull_is_the_strength_at_the_mean_size_and_its_odds_are_inverse_to_size() -> None:
     sizes = {"cluster-1": 40.0, "cluster-10": 20.0, "cluster-2": 0.5, "cluster-3": 19.5}
     rule = Neighbours(strength=0.2, temperature=1.0, thin=1.0)
-    found = rule.mix({name: adapter(1) for name in sizes}, torch.zeros(4, 4), sizes, 1).weights
+    found = rule.mix({name: adapter(1) for name in sizes}, torch.zeros(4, 4), sizes, 1, {}).weights
     pull = 1 - found.diagonal()
     assert pull[1] == pytest.approx(0.2)
     odds = pull / (1 - pull)
@@ -154,6 +159,28 @@ def test_a_shared_a_is_the_mean_and_every_b_its_own() -> None:
     assert list(found.adapters["cluster-1"]) == list(ADAPTERS["cluster-1"])
 
 
+@pytest.mark.parametrize("rule", STEPS, ids=repr)
+def test_of_steps_its_own_is_kept_whole_and_the_others_are_added(rule: Any) -> None:
+    found, whole = mixed(rule), mixed(replace(rule, of="adapters")).weights
+    off = ~torch.eye(3, dtype=torch.bool)
+    assert found.weights.diagonal().tolist() == [1.0] * 3
+    assert found.weights[off].allclose(whole[off])
+    for name, row in zip(NAMES, found.weights.tolist(), strict=True):
+        others = [(share, other) for share, other in zip(row, NAMES, strict=True) if other != name]
+        if rule.on == "products":
+            steps = [
+                (sign * share, tree[other]) for share, other in others for sign, tree in ((1, ADAPTERS), (-1, BEFORE))
+            ]
+            wanted = lora.best(lora.product_sum([(1.0, ADAPTERS[name]), *steps]), 3)
+            assert all(
+                (a - b).norm() < 1e-5 for a, b in zip(products(found.adapters[name]), products(wanted), strict=True)
+            )
+            continue
+        for key, made in found.adapters[name].items():
+            added = sum(share * (ADAPTERS[other][key] - BEFORE[other][key]) for share, other in others)
+            assert made.allclose(ADAPTERS[name][key] + added, atol=1e-6)
+
+
 def test_clusters_of_several_ranks_keep_their_own() -> None:
     ranks = {"cluster-1": 3, "cluster-10": 2, "cluster-2": 5}
     found = mixed(Neighbours(), adapters={name: adapter(rank, rank) for name, rank in ranks.items()})
@@ -163,7 +190,7 @@ def test_clusters_of_several_ranks_keep_their_own() -> None:
 # ---- what changes nothing
 
 
-@pytest.mark.parametrize("rule", [Alone(), *(replace(rule, strength=0.0) for rule in PULLS)], ids=repr)
+@pytest.mark.parametrize("rule", [Alone(), *(replace(rule, strength=0.0) for rule in PULLS + STEPS)], ids=repr)
 def test_no_strength_gives_the_very_same_tensors(rule: Any) -> None:
     found = mixed(rule)
     assert all(found.adapters[name] is ADAPTERS[name] for name in NAMES)
@@ -173,7 +200,8 @@ def test_no_strength_gives_the_very_same_tensors(rule: Any) -> None:
 
 @pytest.mark.parametrize("rule", [Alone(), *EVERY], ids=repr)
 def test_one_cluster_alone_keeps_its_very_tensors(rule: Any) -> None:
-    found = rule.mix({"cluster-1": ADAPTERS["cluster-1"]}, torch.ones(1, 1), {"cluster-1": 4.0}, 3)
+    alone = {"cluster-1": ADAPTERS["cluster-1"]}
+    found = rule.mix(alone, torch.ones(1, 1), {"cluster-1": 4.0}, 3, BEFORE)
     assert all(found.adapters["cluster-1"][key] is value for key, value in ADAPTERS["cluster-1"].items())
     assert found.weights.tolist() == [[1.0]]
 
@@ -220,7 +248,7 @@ def test_sizes_that_are_none_are_refused(rule: Any) -> None:
 
 
 def test_factors_of_several_ranks_cannot_be_mixed() -> None:
-    with pytest.raises(TreeError, match=r"exchange of factors of 'cluster-2' with 'cluster-1': .* has shape"):
+    with pytest.raises(TreeError, match=r"exchange of factors with 'cluster-1': .* has shape"):
         mixed(Neighbours(on="factors"), adapters=ADAPTERS | {"cluster-2": adapter(1, 5)})
 
 

@@ -1,4 +1,4 @@
-"""What clusters learn from each other: each one's adapter becomes a mixture of all, most of it its own.
+"""What clusters learn from each other: a share of the others' adapters, or of the steps they took in this round.
 
 Clusters are taken in the order of their sorted names, which is that of the rows of `likeness` and of `weights`.
 """
@@ -14,15 +14,18 @@ from fedgen import lora, tree
 from fedgen.errors import TreeError
 from fedgen.records import Range, Tree
 
+Of = Literal["adapters", "steps"]
 On = Literal["products", "factors"]
 Share = Annotated[float, Range(0, 1)]
+Trees = Mapping[str, Tree]
 
 
 @dataclass(frozen=True)
 class Mixed:
-    """What the adapters became: row c of `weights` has the shares that the old ones have in the new one of c.
+    """What the adapters became: row c of `weights` has the shares that all have in the new one of c.
 
-    `error` is how much of that mixture's energy the new adapter misses, as a share.
+    They are shares of whole adapters and sum to one, or of steps, of which its own keeps all it had. `error` is how
+    much of that sum's energy the new adapter misses, as a share.
     """
 
     adapters: Mapping[str, Tree]
@@ -33,64 +36,70 @@ class Mixed:
 class Exchange(Protocol):
     """A rule by which clusters learn from each other."""
 
-    def mix(self, adapters: Mapping[str, Tree], likeness: Tensor, sizes: Mapping[str, float], turn: int) -> Mixed:
-        """The clusters' adapters after this round's exchange; `sizes` are their examples, `likeness` lies in -1..1."""
+    def mix(self, adapters: Trees, likeness: Tensor, sizes: Mapping[str, float], turn: int, before: Trees) -> Mixed:
+        """The clusters' adapters after this round's exchange, where `before` are those that it began with.
+
+        `sizes` are their examples, `likeness` lies in -1..1.
+        """
 
 
 @dataclass(frozen=True)
 class Alone:
     """Clusters learn nothing from each other."""
 
-    def mix(self, adapters: Mapping[str, Tree], likeness: Tensor, sizes: Mapping[str, float], turn: int) -> Mixed:
+    def mix(self, adapters: Trees, likeness: Tensor, sizes: Mapping[str, float], turn: int, before: Trees) -> Mixed:
         """Every adapter as it is."""
         return _mixed(adapters, torch.eye(len(adapters), dtype=torch.float64), "products")
 
 
 @dataclass(frozen=True)
 class Neighbours:
-    """Pull each cluster towards the others, most to those most like it: softmax(likeness / temperature).
+    """Each cluster takes from the others, most from those most like it: softmax(likeness / temperature).
 
-    A cluster of middling size takes `strength` from the others, in later rounds `fade` times as much each; the odds of
-    taking grow as data gets scarce, by the power `thin` (0: all take the same).
+    One of middling size takes a share of `strength`, in later rounds `fade` times as much each; the odds of taking grow
+    as data gets scarce, by the power `thin` (0: all take the same). Taken are shares `of` whole adapters, for which as
+    much of its own gives way, or of this round's steps, which are added to its own.
     """
 
     strength: Share = 0.1
     temperature: Annotated[float, Range(0, open=True)] = 0.1
     fade: Share = 1.0
     thin: Annotated[float, Range(0, 4)] = 1.0
+    of: Of = "adapters"
     on: On = "products"
 
-    def mix(self, adapters: Mapping[str, Tree], likeness: Tensor, sizes: Mapping[str, float], turn: int) -> Mixed:
-        """(1 - pull) of its own, and the rest from the others."""
+    def mix(self, adapters: Trees, likeness: Tensor, sizes: Mapping[str, float], turn: int, before: Trees) -> Mixed:
+        """Its own, and as much as the pull says from the others."""
         size = _sizes(adapters, sizes)
         logits = _likeness(likeness, size) / self.temperature
         lends = (size > 0).expand_as(logits) & ~torch.eye(len(size), dtype=torch.bool)
         others = logits.masked_fill(~lends, -torch.inf).softmax(1).nan_to_num(0.0)  # a row without others is NaN
         pull = pulls(self.strength * self.fade ** (turn - 1), self.thin, size) * others.sum(1)
-        return _mixed(adapters, _rows(pull, others), self.on)
+        return _taken(adapters, pull, others, self, before)
 
 
 @dataclass(frozen=True)
 class Toward:
-    """Pull each cluster towards the mean of all, weighted by their examples; settings are those of `Neighbours`."""
+    """Each cluster takes from the mean of all, weighted by their examples; settings are those of `Neighbours`."""
 
     strength: Share = 0.1
     fade: Share = 1.0
     thin: Annotated[float, Range(0, 4)] = 1.0
+    of: Of = "adapters"
     on: On = "products"
 
-    def mix(self, adapters: Mapping[str, Tree], likeness: Tensor, sizes: Mapping[str, float], turn: int) -> Mixed:
-        """(1 - pull) of its own, and the rest from the mean."""
+    def mix(self, adapters: Trees, likeness: Tensor, sizes: Mapping[str, float], turn: int, before: Trees) -> Mixed:
+        """Its own, and as much as the pull says from the mean."""
         size = _sizes(adapters, sizes)
         pull = pulls(self.strength * self.fade ** (turn - 1), self.thin, size)
-        return _mixed(adapters, _rows(pull, _means(size)), self.on)
+        return _taken(adapters, pull, _means(size), self, before)
 
 
 @dataclass(frozen=True)
 class SharedA:
     """One A for all, the mean weighted by their examples, and each cluster's own B; `weights` are those of A."""
 
-    def mix(self, adapters: Mapping[str, Tree], likeness: Tensor, sizes: Mapping[str, float], turn: int) -> Mixed:
+    def mix(self, adapters: Trees, likeness: Tensor, sizes: Mapping[str, float], turn: int, before: Trees) -> Mixed:
         """Each B beside the mean A."""
         size = _sizes(adapters, sizes)
         found = _mixed(adapters, _rows((size > 0).double(), _means(size)), "factors")
@@ -136,24 +145,41 @@ def _likeness(likeness: Tensor, size: Tensor) -> Tensor:
     return likeness.detach().cpu().double()
 
 
-def _mixed(adapters: Mapping[str, Tree], weights: Tensor, on: On) -> Mixed:
+def _taken(adapters: Trees, pull: Tensor, others: Tensor, rule: Neighbours | Toward, before: Trees) -> Mixed:
+    if rule.of == "adapters":
+        return _mixed(adapters, _rows(pull, others), rule.on)
+    others = others - torch.diag(others.diagonal())  # its own step it has already
+    return _mixed(adapters, torch.eye(len(pull)).double() + pull[:, None] * others, rule.on, before)
+
+
+def _mixed(adapters: Trees, weights: Tensor, on: On, before: Trees | None = None) -> Mixed:
+    """Sums of the adapters by the rows of weights; or with `before` of the steps since, on top of each own adapter."""
     names = sorted(adapters)
     new, error = {}, {}
-    for name, row in zip(names, weights.tolist(), strict=True):
-        parts = {other: share for other, share in zip(names, row, strict=True) if share}
-        new[name], error[name] = (adapters[name], 0.0) if set(parts) == {name} else _mixture(adapters, parts, name, on)
+    for at, (name, row) in enumerate(zip(names, weights, strict=True)):
+        own = torch.eye(len(names)).double()[at]
+        if row.equal(own):
+            new[name], error[name] = adapters[name], 0.0
+            continue
+        parts = _shares(adapters, row)
+        if before is not None:
+            parts = [(1.0, adapters[name]), *_shares(adapters, row - own), *_shares(before, own - row)]
+        new[name], error[name] = _sum(parts, adapters[name], f"exchange of factors with '{name}'", on)
     return Mixed(new, weights, error)
 
 
-def _mixture(adapters: Mapping[str, Tree], parts: Mapping[str, float], name: str, on: On) -> tuple[Tree, float]:
-    """The mixture at the cluster's own rank, and the share of its energy that is missed."""
-    shares = [(share, adapters[other]) for other, share in parts.items()]
+def _shares(adapters: Trees, row: Tensor) -> list[tuple[float, Tree]]:
+    return [(share, adapters[name]) for name, share in zip(sorted(adapters), row.tolist(), strict=True) if share]
+
+
+def _sum(parts: list[tuple[float, Tree]], like: Tree, where: str, on: On) -> tuple[Tree, float]:
+    """The sum at the rank of `like`, and the share of its energy that is missed."""
     if on == "products":
-        return lora.compact(shares, lora.rank(adapters[name]))
-    for other in parts:
-        tree.check(adapters[other], adapters[name], f"exchange of factors of '{other}' with '{name}'")
-    summed = {key: torch.stack([share * one[key].double() for share, one in shares]).sum(0) for key in adapters[name]}
-    return {key: half.to(adapters[name][key].dtype) for key, half in summed.items()}, lora.apart_error(shares) ** 2
+        return lora.compact(parts, lora.rank(like))
+    for _, other in parts:
+        tree.check(other, like, where)
+    summed = {key: torch.stack([share * one[key].double() for share, one in parts]).sum(0) for key in like}
+    return {key: half.to(like[key].dtype) for key, half in summed.items()}, lora.apart_error(parts) ** 2
 
 
 EXCHANGES = {"none": Alone, "neighbours": Neighbours, "global": Toward, "shared_a": SharedA}

@@ -171,13 +171,14 @@ def members(state: State, sizes: Mapping[str, int]) -> dict[str, float]:
     return dict(sorted(found.items()))
 
 
-def exchanged(rules: Rules, state: State, sizes: Mapping[str, int]) -> tuple[State, dict[str, Any]]:
-    """The state after its clusters have learnt from each other."""
+def exchanged(rules: Rules, state: State, before: State, sizes: Mapping[str, int]) -> tuple[State, dict[str, Any]]:
+    """The state after its clusters have learnt from each other, in a round that began with the state before."""
     weights = members(state, sizes)
     if isinstance(rules.exchange, Alone) or len(weights) < 2:
         return state, {}
     adapters = {name: state.adapters[name] for name in weights}
-    mixed = rules.exchange.mix(adapters, _likeness(state, list(weights)), weights, state.round)
+    began = {name: before.adapters[name] for name in weights}
+    mixed = rules.exchange.mix(adapters, _likeness(state, list(weights)), weights, state.round, began)
     return replace(state, adapters={**state.adapters, **mixed.adapters}), {"exchange": _told(list(weights), mixed)}
 
 

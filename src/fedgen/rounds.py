@@ -288,7 +288,7 @@ def _stepped(server: Server, state: State, tally: _Tally) -> State:
 
 def _together(server: Server, state: State, before: State, tally: _Tally) -> tuple[State, dict[str, Any]]:
     """The clusters after they have learnt from each other, and the global adapter of all of them."""
-    state, swapped = exchanged(server.rules, state, server.sizes)
+    state, swapped = exchanged(server.rules, state, before, server.sizes)
     state, joins = merged(server.rules, state, server.sizes)
     state, parts = parted(server.rules, state, before, tally.updates)
     weights = members(state, server.sizes)
