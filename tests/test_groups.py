@@ -203,21 +203,29 @@ def test_an_update_of_a_cluster_that_is_none_is_refused() -> None:
 @pytest.mark.parametrize(
     ("bad", "wish"),
     [
-        ({"cleo": torch.full((1, 2), torch.nan)}, "profile of client 'cleo': wanted finite vectors"),
-        ({"cleo": torch.zeros(0, 2)}, "profile of client 'cleo': wanted finite vectors .*, came an empty one"),
-        ({"cleo": torch.ones(1, 3)}, "profile of client 'cleo': wanted width 2, came 3"),
+        ({"cleo": torch.full((1, 2), torch.nan)}, "wanted finite vectors, came numbers that are not"),
+        ({"cleo": torch.zeros(0, 2)}, "wanted vectors [tastes, width], came [0, 2]"),
+        ({"cleo": torch.zeros(2)}, "wanted vectors [tastes, width], came [2]"),
+        ({"cleo": torch.ones(1, 3)}, "wanted width 2 as of the others, came 3; all must encode alike"),
     ],
 )
-def test_profiles_that_are_none_are_refused(bad: dict[str, Tensor], wish: str) -> None:
-    with pytest.raises(ClientError, match=wish):
-        grouped(KMEANS, START, NAMES, told(TWO | bad))
+def test_one_bad_profile_leaves_its_client_out_and_stops_nobody(bad: dict[str, Tensor], wish: str) -> None:
+    found, said = grouped(KMEANS, START, NAMES, told(TWO | bad))
+    assert set(found.where) == set(found.profiles) == set(NAMES) - {"cleo"}
+    assert said["events"][-1] == {"event": "left out", "clients": 1, "reason": f"profile of client 'cleo': {wish}"}
+    late = joined(KMEANS, found, ["cleo"], told(bad))
+    assert late.where == found.where
+    with pytest.raises(ClientError, match=r"none of 6 clients could be grouped; the first said: (away|profile)"):
+        grouped(KMEANS, START, NAMES, told({name: torch.full((1, 2), torch.nan) for name in NAMES}))
 
 
 def test_more_clusters_than_clients_and_nobody_there_are_refused() -> None:
     with pytest.raises(PlanError, match=r"cluster.count: wanted 7 clusters, there are 6 clients"):
         grouped(Rules(KMeans(count=7)), START, NAMES, told(TWO))
-    with pytest.raises(ClientError, match="round 1: none of 6 clients could be grouped"):
+    with pytest.raises(ClientError, match="round 1: none of 6 clients could be grouped; the first said: away"):
         grouped(KMEANS, START, NAMES, told({}))
+    with pytest.raises(ClientError, match=r"round 1: none of 6 clients could be grouped; .* nobody answered"):
+        grouped(KMEANS, START, NAMES, lambda offers: iter(()))
 
 
 def test_equal_profiles_are_one_cluster() -> None:
@@ -282,6 +290,29 @@ def test_strength_zero_is_no_exchange_bit_for_bit(go: Go, clustered: Run) -> Non
     for name in (GLOBAL, "cluster-1", "cluster-2"):
         assert same(weights(none, name), weights(zero, name))
     assert not same(weights(none, "cluster-1"), weights(clustered, "cluster-1"))
+
+
+def test_a_client_without_prompts_is_in_no_cluster_and_the_others_go_on(
+    go: Go, tiny_text: Path, tmp_path: Path
+) -> None:
+    lines = [
+        {
+            "who": name,
+            "ask": " " if name == "bob" else f"of {name}",
+            "text": (tiny_text / f"{name}.txt").read_text()[at:][:60],
+        }
+        for name in NAMES
+        for at in range(0, 600, 60)
+    ]
+    path = tmp_path / "asks.jsonl"
+    path.write_text("\n".join(map(json.dumps, lines)), "utf-8")
+    run = go(**BY_PROFILE, data={"kind": "jsonl", "path": str(path), "answer": "text", "prompt": "ask", "owner": "who"})
+    assert set(run.clusters["where"]) == set(NAMES) - {"bob"}
+    assert run.clusters["uses"]["bob"] == GLOBAL
+    said = run.journal[0]["clusters"]["events"][-1]
+    assert (said["event"], said["clients"]) == ("left out", 1)
+    assert "no profile: " in said["reason"]
+    assert "wanted at least one prompt, came none" in said["reason"]
 
 
 def test_an_own_adapter_is_added_to_the_frozen_ones_below_it(go: Go, clustered: Run) -> None:

@@ -15,7 +15,7 @@ from fedgen.cluster import Clustering, Nothing, centroids, folded, named, neares
 from fedgen.errors import ClientError
 from fedgen.exchange import Alone, Exchange, Mixed
 from fedgen.kinship import halves, redundant
-from fedgen.records import GLOBAL, Ask, Offer, Range, State, Tree, Update, Use
+from fedgen.records import GLOBAL, Ask, Failure, Offer, Range, Reply, State, Tree, Update, Use
 
 
 @dataclass(frozen=True)
@@ -71,20 +71,23 @@ def grouped(rules: Rules, state: State, names: Sequence[str], ask: Ask) -> tuple
         return state, {}
     draw = seeds.generator(rules.seed, turn, "", "cluster")
     told: dict[str, Any] = {}
+    silent: list[str] = []
     if rules.cluster.evidence == "labels":
         return _by_label(rules, state, names), {}
     if rules.cluster.evidence == "losses":
         known, labels = list(names), rules.cluster.group(torch.ones(len(names), 1), draw)
     else:
-        known, points, profiles = _evidence(rules, state, names, ask)
+        known, points, profiles, silent = _evidence(rules, state, names, ask)
         labels = folded(rules.cluster.group(points, draw), points, rules.hierarchy.least)
         state = replace(state, profiles=profiles)
         told = {"silhouette": silhouette(points, labels)}
     where = named(labels, known, state.where, state.adapters)
-    found = _opened(state, where)
-    event = {"event": "formed", "from": state.clusters, "into": sorted(set(where.values()))}
-    moved = sum(state.where.get(name, where[name]) != where[name] for name in where)
-    return found, told | {"events": [event, *([{"event": "moved", "clients": moved}] if moved else [])]}
+    events: list[dict[str, Any]] = [{"event": "formed", "from": state.clusters, "into": sorted(set(where.values()))}]
+    if moved := sum(state.where.get(name, where[name]) != where[name] for name in where):
+        events.append({"event": "moved", "clients": moved})
+    if silent:
+        events.append({"event": "left out", "clients": len(silent), "reason": silent[0]})
+    return _opened(state, where), told | {"events": events}
 
 
 def _by_label(rules: Rules, state: State, names: Sequence[str]) -> State:
@@ -96,36 +99,52 @@ def _by_label(rules: Rules, state: State, names: Sequence[str]) -> State:
 
 def _evidence(
     rules: Rules, state: State, names: Sequence[str], ask: Ask
-) -> tuple[list[str], Tensor, dict[str, Tensor]]:
-    """Who answered, as points of length 1: the largest taste of each, or how alike its adapters' products are."""
+) -> tuple[list[str], Tensor, dict[str, Tensor], list[str]]:
+    """Who answered, as points of length 1, their profiles, and why others are left out.
+
+    A point is the largest taste of a client, or how alike its adapter's product is to each other's.
+    """
     turn, by_profile = state.round + 1, rules.cluster.evidence == "profiles"
     question = offers(state, names, turn, "encode") if by_profile else offers(_flat(state), names, turn, "train")
-    known = sorted((reply for reply in ask(question) if isinstance(reply, Update)), key=lambda reply: reply.client)
-    if not known:
-        raise ClientError(f"round {turn}: none of {len(names)} clients could be grouped; nobody answered")
-    clients = [reply.client for reply in known]
-    if not by_profile:
-        return clients, points_of_gram(lora.cosines([reply.adapter for reply in known])), {}
-    profiles = {reply.client: checked(reply) for reply in known}
-    if len({profile.shape[1] for profile in profiles.values()}) > 1:
-        odd = next(name for name in clients if profiles[name].shape[1] != profiles[clients[0]].shape[1])
-        widths = f"{profiles[clients[0]].shape[1]}, came {profiles[odd].shape[1]}"
-        raise ClientError(f"profile of client '{odd}': wanted width {widths}; all clients must encode alike")
-    return clients, torch.stack([profiles[name][0] for name in clients]), profiles
-
-
-def checked(reply: Update) -> Tensor:
-    """The profile of a reply, if it is one."""
-    profile = reply.profile
-    if profile is None or profile.dim() != 2 or not profile.numel() or not profile.isfinite().all():
-        came = "none" if profile is None else "numbers that are not finite" if profile.numel() else "an empty one"
-        raise ClientError(f"profile of client '{reply.client}': wanted finite vectors [tastes, width], came {came}")
-    return profile
+    replies = sorted(ask(question), key=lambda reply: reply.client)
+    profiles, silent = _profiles(replies) if by_profile else ({}, _reasons(replies))
+    steps = {reply.client: reply.adapter for reply in replies if isinstance(reply, Update) and not by_profile}
+    if not profiles and not steps:
+        first = silent[0] if silent else "nobody answered"
+        raise ClientError(f"round {turn}: none of {len(names)} clients could be grouped; the first said: {first}")
+    if by_profile:
+        return list(profiles), torch.stack([profile[0] for profile in profiles.values()]), profiles, silent
+    return list(steps), points_of_gram(lora.cosines(list(steps.values()))), {}, silent
 
 
 def _flat(state: State) -> State:
     """All clients under the global adapter, from which their steps can be compared."""
     return replace(state, where={})
+
+
+def _reasons(replies: Iterable[Reply]) -> list[str]:
+    return [reply.reason for reply in replies if isinstance(reply, Failure)]
+
+
+def _profiles(replies: Sequence[Reply], width: int = 0) -> tuple[dict[str, Tensor], list[str]]:
+    """The profiles that are some, of the wanted width or that of most, and why the others are not."""
+    sent = {reply.client: reply.profile for reply in replies if isinstance(reply, Update)}
+    flaws = {name: _flaw(profile) for name, profile in sent.items()}
+    sound = {name: profile for name, profile in sent.items() if profile is not None and not flaws[name]}
+    widths = [profile.shape[1] for profile in sound.values()]
+    width = width or max(widths, key=widths.count, default=0)
+    for name, profile in sound.items():
+        if profile.shape[1] != width:
+            flaws[name] = f"wanted width {width} as of the others, came {profile.shape[1]}; all must encode alike"
+    silent = [f"profile of client '{name}': {flaw}" for name, flaw in flaws.items() if flaw]
+    return {name: profile for name, profile in sound.items() if not flaws[name]}, _reasons(replies) + silent
+
+
+def _flaw(profile: Tensor | None) -> str:
+    """Why it is no profile, if it is none."""
+    if profile is None or profile.dim() != 2 or not profile.numel():
+        return f"wanted vectors [tastes, width], came {'none' if profile is None else list(profile.shape)}"
+    return "" if profile.isfinite().all() else "wanted finite vectors, came numbers that are not"
 
 
 def _opened(state: State, where: Mapping[str, str]) -> State:
@@ -142,11 +161,11 @@ def joined(rules: Rules, state: State, names: Sequence[str], ask: Ask) -> State:
     late = [name for name in names if name not in state.where]
     if rules.cluster.evidence != "profiles" or not late:
         return state
-    replies = [reply for reply in ask(offers(state, late, state.round + 1, "encode")) if isinstance(reply, Update)]
-    if not replies:
-        return state
+    replies = sorted(ask(offers(state, late, state.round + 1, "encode")), key=lambda reply: reply.client)
     clusters, centres = middles(state)
-    profiles = {reply.client: checked(reply) for reply in sorted(replies, key=lambda reply: reply.client)}
+    profiles, _ = _profiles(replies, centres.shape[1])
+    if not profiles:
+        return state
     at = nearest(torch.stack([profile[0] for profile in profiles.values()]), centres).tolist()
     where = {name: clusters[place] for name, place in zip(profiles, at, strict=True)}
     return replace(state, where={**state.where, **where}, profiles={**state.profiles, **profiles})

@@ -70,5 +70,7 @@ def happened(event: Mapping[str, Any]) -> str:
     """What befell clusters in a round."""
     if event["event"] == "moved":
         return f"{counted(event['clients'], 'client')} moved to another cluster"
+    if event["event"] == "left out":
+        return f"{counted(event['clients'], 'client')} in no cluster; the first said: {event['reason']}"
     before, after = listed(event["from"]), listed(event["into"])
     return f"{after} formed" if event["event"] == "formed" else f"{before} {event['event']} into {after}"
