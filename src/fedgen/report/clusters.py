@@ -3,6 +3,7 @@
 from collections import Counter
 from collections.abc import Sequence
 
+from fedgen.exchange import Neighbours, Toward
 from fedgen.records import GLOBAL
 from fedgen.report import cluster_charts, markup
 from fedgen.report.digest import Digest
@@ -110,9 +111,12 @@ def _exchange(run: Digest) -> str:
         cells: list[object] = [Shaded(percent(share), share / most) for share in row]
         cells[at] = percent(row[at])
         rows.append([name, *cells, percent(found["error"].get(name, 0))])
+    rule, made = run.plan.exchange, "what it was made of"
+    if isinstance(rule, Neighbours | Toward) and rule.of == "steps":
+        made = "how much it took of another's step of the round beside its own"
     caption = (
-        f"What clusters gave each other in round {turns[-1]:,}: a row is a cluster's new adapter, a column what it was "
-        "made of, shaded by how much is another's. Lost: the share of its energy that did not fit its rank"
+        f"What clusters gave each other in round {turns[-1]:,}: a row is a cluster's new adapter, a column {made}, "
+        "shaded by how much is another's. Lost: the share of its energy that did not fit its rank"
     )
     return _folded("Exchange between clusters", markup.table(caption, ["", *names, "Lost"], rows), len(rows))
 
