@@ -11,17 +11,23 @@ import argparse
 import json
 import sys
 from collections.abc import Mapping, Sequence
+from datetime import UTC, datetime
 from pathlib import Path
 from statistics import mean
 from typing import Any
 
+import torch
+
 sys.path.insert(0, str(Path(__file__).parents[1] / "src"))
+from clusters_figures import arms
+
 import fedgen
 from fedgen.evaluate import Score, total
 from fedgen.places import inprocess
 from fedgen.records import GLOBAL
 from fedgen.rounds import CLUSTER
 from fedgen.run import Run
+from fedgen.store import write_whole
 
 PLANS = Path(__file__).parent / "plans"
 SEEDS = (0, 1, 2)
@@ -43,13 +49,18 @@ TRIED: dict[str, list[str]] = {
 WORLDS = ("glyphs", "text")
 
 
+def folder(world: str, arm: str, seed: int, work: Path) -> Path:
+    """Where a run is kept."""
+    return work / f"{world}-{arm.replace(' ', '-').replace(',', '')}-{seed}"
+
+
 def play(world: str, arm: str, seed: int, work: Path) -> Run:
     """The run of an arm, new, gone on with, or there."""
-    folder = work / f"{world}-{arm.replace(' ', '-').replace(',', '')}-{seed}"
-    if (folder / "plan.toml").exists():
-        return fedgen.resume(folder)
+    where = folder(world, arm, seed, work)
+    if (where / "plan.toml").exists():
+        return fedgen.resume(where)
     settings = [*(ARMS | TRIED)[arm], f"seed={seed}"]
-    return fedgen.run(PLANS / f"clusters-{world}.toml", folder, settings=settings)
+    return fedgen.run(PLANS / f"clusters-{world}.toml", where, settings=settings)
 
 
 # ---- what a run came to
@@ -119,6 +130,45 @@ def rounds_to(curve: Sequence[float], goal: float) -> int:
     return next((at for at, value in enumerate(curve, 1) if value <= goal), 0)
 
 
+def collected(world: str, work: Path) -> dict[str, Any]:
+    """The figures of every finished run of a world, by arm and seed, and what the goals ask of them."""
+    runs = {
+        arm: {str(seed): Run(there) for seed in SEEDS if (there := folder(world, arm, seed, work)).exists()}
+        for arm in ARMS | TRIED
+    }
+    done = {arm: {seed: found(run) for seed, run in own.items() if run.finished} for arm, own in runs.items()}
+    run = runs["global"]["0"]
+    result: dict[str, Any] = {
+        "measure": run.yardstick.name,
+        "clients": len(run.scores),
+        "groups": len({label for label, _ in known(run).values()}),
+        "versions": run.facts["versions"],
+        "machine": run.facts["machine"],
+        "arms": {arm: done[arm] for arm in ARMS},
+        "tried": {arm: {"settings": TRIED[arm], "runs": done[arm]} for arm in TRIED if done[arm]},
+    }
+    result["rounds_to_best_of_global"] = {
+        arm: [rounds_to(done[arm][seed]["curve"], min(done["global"][seed]["curve"])) for seed in done[arm]]
+        for arm in ("clusters", "exchange", "oracle")
+    }
+    return result
+
+
+def table(result: dict[str, Any]) -> str:
+    """The arms as lines of a page: means of the seeds."""
+    lines = []
+    for world, found in result["worlds"].items():
+        for arm, runs in found["arms"].items():
+            for part in ("shared", "personal"):
+                if values := [run[part] for run in runs.values() if part in run]:
+                    cells = [
+                        f"{mean(value[key] for value in values):.1%}"
+                        for key in ("fall", "worst_tenth", "smallest_quarter")
+                    ]
+                    lines.append(f"| {world} | {arm} | {part} | {' | '.join(cells)} |")
+    return "\n".join(lines)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument(
@@ -127,11 +177,20 @@ def main() -> None:
     parser.add_argument("--work", type=Path, default=Path("runs/clusters"), help="where the runs are kept")
     parser.add_argument("--out", type=Path, default=Path(__file__).parent / "results" / "clusters")
     args = parser.parse_args()
-    asked = [(arm, seed) for seed in SEEDS for arm in ARMS] + [(arm, seed) for seed in SEEDS for arm in TRIED]
-    for world in args.worlds:
-        for arm, seed in asked:
+    asked = [(arm, seed) for seed in SEEDS for arm in ARMS] + [(arm, SEEDS[0]) for arm in TRIED]
+    for arm, seed in asked:
+        for world in args.worlds:
             run = play(world, arm, seed, args.work)
             print(world, arm, seed, json.dumps(found(run)), flush=True)
+    result = {
+        "date": datetime.now(UTC).date().isoformat(),
+        "threads": torch.get_num_threads(),
+        "settings": {"seeds": SEEDS, "arms": ARMS},
+        "worlds": {world: collected(world, args.work) for world in WORLDS},
+    }
+    write_whole(args.out.with_suffix(".json"), (json.dumps(result, indent=1) + "\n").encode())
+    arms(args.out.with_suffix(".png"), result["worlds"])
+    print(table(result))
 
 
 if __name__ == "__main__":
