@@ -99,11 +99,15 @@ def hybrid(voice: Sampler, judge: Judge, wanted: str) -> dict[str, Any]:
         grid[words] = [(pair, judged(judge, made[mixture], wanted)) for mixture, pair in mixtures.items()]
     ranked = [(cell["style"] + cell["letter"], words, pair) for words, cells in grid.items() for pair, cell in cells]
     _, words, pair = max(ranked)
-    best, routed = spelled(names, pair), route(voice.run, voice.encode(prompt_of("a", wanted)), top=2)
+    best, said = spelled(names, pair), voice.encode(prompt_of("a", wanted))
+    routed = {gain: route(voice.run, said, top=2, gain=gain) for gain in (1.0, 2.0)}
     beside = {
         "best weights": best,
         "weights 1 and 1": spelled(names, (1, 1)),
-        "routed by the prompt": spelled(list(routed), list(routed.values())),
+        **{
+            f"routed by the prompt, gain {gain:g}": spelled(list(one), list(one.values()))
+            for gain, one in routed.items()
+        },
         "switched half way": f"{names[0]} until 0.5 then {names[1]}",
         f"{PAIRS[wanted][0]} alone": names[0],
         f"{PAIRS[wanted][1]} alone": names[1],
@@ -115,6 +119,7 @@ def hybrid(voice: Sampler, judge: Judge, wanted: str) -> dict[str, Any]:
     return {
         "weights": pair,
         "prompt names the style": bool(words),
+        "routed": routed[1.0],
         "judged": {name: judged(judge, made[adapter], wanted) for name, adapter in beside.items()},
         "real face": judged(judge, real(wanted), wanted),
         "energy lost at one adapter's rank": lost,

@@ -1,5 +1,6 @@
 """A run's voice: wishes under many adapters share the passes, and each is drawn as if it were the only one."""
 
+import math
 import shutil
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import replace
@@ -301,6 +302,8 @@ def test_a_route_weighs_the_nearest_clusters_by_likeness(routed: Run) -> None:
         assert len(found) == min(top, 3)
         assert sum(found.values()) == pytest.approx(1.0, abs=1e-12)
         assert list(found.values()) == sorted(found.values(), reverse=True)
+    half, whole = (route(routed, vector, gain=gain) for gain in (1.0, 2.0))
+    assert whole == {name: pytest.approx(2 * weight) for name, weight in half.items()}
     assert route(routed, vector, top=1) == {"cluster-0": 1.0}
     assert route(routed, vector, top=3, temperature=1e-3)["cluster-0"] > 0.999
 
@@ -312,5 +315,7 @@ def test_a_route_that_cannot_be_taken_is_refused(routed: Run, tiny_run: Run) -> 
         with pytest.raises(ServeError, match=f"wanted 2 finite numbers as the run's own encoder gives, came {came}"):
             route(routed, vector)
     for top, temperature in ((0, 0.1), (2, 0.0)):
-        with pytest.raises(ServeError, match="wanted 1 cluster or more and a temperature above 0"):
+        with pytest.raises(ServeError, match="wanted 1 cluster or more, a temperature above 0"):
             route(routed, torch.ones(2), top=top, temperature=temperature)
+    with pytest.raises(ServeError, match=r"a finite gain, came 2, 0\.1 and inf"):
+        route(routed, torch.ones(2), gain=math.inf)

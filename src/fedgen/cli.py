@@ -144,6 +144,9 @@ def generate(
     routed: Annotated[bool, typer.Option("--route", help="Mix the clusters nearest to the prompt instead.")] = False,
     top: Annotated[int, typer.Option(min=1, help="With --route: so many clusters.")] = 2,
     spread: Annotated[float, typer.Option(min=1e-3, help="With --route: near 0 the nearest cluster takes all.")] = 0.1,
+    gain: Annotated[
+        float, typer.Option(help="With --route: what the weights sum to; 1 blends styles, 2 adds two.")
+    ] = 1.0,
     seed: Annotated[int, typer.Option(help="Names the draw.")] = 0,
     tokens: Annotated[int, typer.Option(min=1, help="Text: at most so many tokens.")] = 64,
     temperature: Annotated[float, typer.Option(min=0.0, help="Text: 0 takes the likeliest token each time.")] = 0.0,
@@ -161,7 +164,7 @@ def generate(
     voice = sampler(Run(run))
     asked = unseal(read_bytes(sealed), voice.backbone, str(sealed)) if sealed else prompt
     if routed:
-        adapter = spelled(route(voice.run, voice.encode(prompt), top=top, temperature=spread))
+        adapter = spelled(route(voice.run, voice.encode(prompt), top=top, temperature=spread, gain=gain))
         typer.echo(f"routed to {adapter}", err=True)
     if voice.backbone.kind == "image":
         for path in draw(voice, asked, adapter, range(seed, seed + n), to, steps=steps, guidance=guidance):

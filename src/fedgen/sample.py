@@ -199,10 +199,14 @@ def centroids(run: Run) -> Tree:
     return unpack(read_bytes(path), str(path))[0]
 
 
-def route(run: Run, vector: Tensor, *, top: int = 2, temperature: float = 0.1) -> dict[str, float]:
-    """The mixture for an encoded prompt: the clusters nearest to it, the nearest first, with weights that sum to 1."""
-    if top < 1 or not temperature > 0:
-        raise ServeError(f"route: wanted 1 cluster or more and a temperature above 0, came {top} and {temperature}")
+def route(run: Run, vector: Tensor, *, top: int = 2, temperature: float = 0.1, gain: float = 1.0) -> dict[str, float]:
+    """The mixture for an encoded prompt: the clusters nearest to it, the nearest first, with weights of sum `gain`.
+
+    Two halves make a mean of two styles; as many wholes (`gain` = `top`) add them up.
+    """
+    if top < 1 or not temperature > 0 or not math.isfinite(gain):
+        wish = "wanted 1 cluster or more, a temperature above 0 and a finite gain"
+        raise ServeError(f"route: {wish}, came {top}, {temperature} and {gain}")
     centres = centroids(run)
     names = sorted(centres)
     table = torch.stack([centres[name] for name in names]).double()
@@ -211,7 +215,7 @@ def route(run: Run, vector: Tensor, *, top: int = 2, temperature: float = 0.1) -
         raise ServeError(f"route: wanted {table.shape[1]} finite numbers as the run's own encoder gives, came {came}")
     likeness = table @ F.normalize(vector.detach().cpu().double(), dim=0)
     near = sorted(range(len(names)), key=lambda at: (-float(likeness[at]), names[at]))[:top]
-    weights = (likeness[near] / temperature).softmax(0).tolist()
+    weights = (gain * (likeness[near] / temperature).softmax(0)).tolist()
     return {names[at]: weight for at, weight in zip(near, weights, strict=True)}
 
 
