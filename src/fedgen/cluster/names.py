@@ -6,7 +6,6 @@ from collections.abc import Iterable, Mapping, Sequence
 from itertools import count
 
 import numpy as np
-from scipy.optimize import linear_sum_assignment  # type: ignore[import-untyped]
 from torch import Tensor
 
 from fedgen.records import GLOBAL
@@ -34,6 +33,8 @@ def named(
 
 def _matched(found: Mapping[str, int], before: Mapping[str, str]) -> dict[int, str]:
     """The old names of new clusters: of all ways to match them, one that leaves most clients under their old name."""
+    from scipy.optimize import linear_sum_assignment  # type: ignore[import-untyped]  # most of a second to import
+
     shared = Counter((label, before[client]) for client, label in found.items() if client in before)
     new, old = sorted({label for label, _ in shared}), sorted({name for _, name in shared})
     table = np.array([[shared[label, name] for name in old] for label in new]).reshape(len(new), len(old))

@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
-from transformers import AutoConfig, AutoModel, AutoTokenizer, CLIPTextModelWithProjection
+from transformers import AutoConfig, AutoModel, AutoTokenizer
 
 from fedgen.backbones import Backbone, DiffusionBackbone, LanguageBackbone
 from fedgen.backbones.conditions import Prompts
@@ -78,6 +78,8 @@ class Folder:
     @cached_property
     def _loaded(self) -> tuple[Any, Any]:
         """The tokenizer and the network."""
+        from transformers import CLIPTextModelWithProjection  # two seconds to import, and only a folder needs it
+
         folder, where = Path(self.path).expanduser(), f"encode.path '{self.path}'"
         wish = "a Hugging Face folder of a text encoder, with a tokenizer and with weights as safetensors"
         with reading(where, wish, REMEDY), silence():
