@@ -103,7 +103,7 @@ def smallest(run: Run) -> list[str]:
 
 
 def found(run: Run) -> dict[str, Any]:
-    """The figures of one run."""
+    """The figures of one run; `shared` is each client's own cluster's adapter, before the gate."""
     few, scores = smallest(run), run.scores.values()
     local = all("personal" in one for one in scores) and run.plan.training.steps == 1
     result: dict[str, Any] = {
@@ -130,14 +130,18 @@ def rounds_to(curve: Sequence[float], goal: float) -> int:
     return next((at for at, value in enumerate(curve, 1) if value <= goal), 0)
 
 
+def finished(there: Path) -> bool:
+    """Whether a run is in this folder that came to its end."""
+    return (there / "plan.toml").exists() and Run(there).finished
+
+
 def collected(world: str, work: Path) -> dict[str, Any]:
     """The figures of every finished run of a world, by arm and seed, and what the goals ask of them."""
-    runs = {
-        arm: {str(seed): Run(there) for seed in SEEDS if (there := folder(world, arm, seed, work)).exists()}
+    done = {
+        arm: {str(seed): found(Run(there)) for seed in SEEDS if finished(there := folder(world, arm, seed, work))}
         for arm in ARMS | TRIED
     }
-    done = {arm: {seed: found(run) for seed, run in own.items() if run.finished} for arm, own in runs.items()}
-    run = runs["global"]["0"]
+    run = Run(folder(world, "global", SEEDS[0], work))
     result: dict[str, Any] = {
         "measure": run.yardstick.name,
         "clients": len(run.scores),
@@ -148,7 +152,11 @@ def collected(world: str, work: Path) -> dict[str, Any]:
         "tried": {arm: {"settings": TRIED[arm], "runs": done[arm]} for arm in TRIED if done[arm]},
     }
     result["rounds_to_best_of_global"] = {
-        arm: [rounds_to(done[arm][seed]["curve"], min(done["global"][seed]["curve"])) for seed in done[arm]]
+        arm: [
+            rounds_to(done[arm][seed]["curve"], min(done["global"][seed]["curve"]))
+            for seed in done[arm]
+            if seed in done["global"]
+        ]
         for arm in ("clusters", "exchange", "oracle")
     }
     return result
@@ -186,7 +194,11 @@ def main() -> None:
         "date": datetime.now(UTC).date().isoformat(),
         "threads": torch.get_num_threads(),
         "settings": {"seeds": SEEDS, "arms": ARMS},
-        "worlds": {world: collected(world, args.work) for world in WORLDS},
+        "worlds": {
+            world: collected(world, args.work)
+            for world in WORLDS
+            if finished(folder(world, "global", SEEDS[0], args.work))
+        },
     }
     write_whole(args.out.with_suffix(".json"), (json.dumps(result, indent=1) + "\n").encode())
     arms(args.out.with_suffix(".png"), result["worlds"])

@@ -29,15 +29,7 @@ def arms(path: Path, worlds: Mapping[str, Any]) -> None:
     for line, (world, found) in zip(grid, worlds.items(), strict=True):
         curves(line[0], found["arms"])
         line[0].set_ylabel(f"{world}: {found['measure']}")
-        for axes, (key, title) in zip(
-            line[1:],
-            {
-                "fall": "all clients",
-                "worst_tenth": "worst tenth",
-                "smallest_quarter": "smallest quarter of groups",
-            }.items(),
-            strict=True,
-        ):
+        for axes, (key, title) in zip(line[1:], WHOSE.items(), strict=True):
             bars(axes, found["arms"], key)
             axes.set_title(f"fall below the backbone: {title}", fontsize=9)
     known = {name: line for line, name in zip(*grid[0][0].get_legend_handles_labels(), strict=True)}

@@ -31,7 +31,7 @@ from fedgen.data.glyphs import drawings, prompt_of
 from fedgen.quality.judge import Judge
 from fedgen.records import Document
 from fedgen.run import Run
-from fedgen.sample import BARE, Sampler, Wish, compact, route, sampler
+from fedgen.sample import BARE, Sampler, Wish, compact, route, sampler, spelled
 from fedgen.sheet import empty, save_sheet
 from fedgen.store import write_whole
 
@@ -84,30 +84,22 @@ def clusters(run: Run) -> dict[str, str]:
     return {label: own.pop() for label, own in sorted(found.items())}
 
 
-def spelled(names: Sequence[str], weights: Sequence[float]) -> str:
-    """A mixture as `fedgen generate --mix` takes it."""
-    return ",".join(f"{name}={weight:g}" for name, weight in zip(names, weights, strict=True))
-
-
 def hybrid(voice: Sampler, judge: Judge, wanted: str) -> dict[str, Any]:
     """One hybrid of one run: the grid, the best of it on new noise, and what stands beside it."""
     names = [clusters(voice.run)[style] for style in PAIRS[wanted]]
-    mixtures = {spelled(names, pair): pair for pair in product(GRID, repeat=2)}
+    mixtures = {spelled(dict(zip(names, pair, strict=True))): pair for pair in product(GRID, repeat=2)}
     grid: dict[str, list[tuple[tuple[float, float], dict[str, float]]]] = {}
     for words in ("", wanted):
         made = drawn(voice, list(mixtures), words, [CHOSEN_ON])
         grid[words] = [(pair, judged(judge, made[mixture], wanted)) for mixture, pair in mixtures.items()]
     ranked = [(cell["style"] + cell["letter"], words, pair) for words, cells in grid.items() for pair, cell in cells]
     _, words, pair = max(ranked)
-    best, said = spelled(names, pair), voice.encode(prompt_of("a", wanted))
+    best, said = spelled(dict(zip(names, pair, strict=True))), voice.encode(prompt_of("a", wanted))
     routed = {gain: route(voice.run, said, top=2, gain=gain) for gain in (1.0, 2.0)}
     beside = {
         "best weights": best,
-        "weights 1 and 1": spelled(names, (1, 1)),
-        **{
-            f"routed by the prompt, gain {gain:g}": spelled(list(one), list(one.values()))
-            for gain, one in routed.items()
-        },
+        "weights 1 and 1": spelled(dict.fromkeys(names, 1.0)),
+        **{f"routed by the prompt, gain {gain:g}": spelled(one) for gain, one in routed.items()},
         "switched half way": f"{names[0]} until 0.5 then {names[1]}",
         f"{PAIRS[wanted][0]} alone": names[0],
         f"{PAIRS[wanted][1]} alone": names[1],

@@ -229,6 +229,7 @@ def test_a_sealed_prompt_is_generated_from_like_a_plain_one(tiny_run: Run, tmp_p
     assert str(note) in called("seal", tiny_run.folder, "--prompt", "the harbour ", "--to", note).output
     plain = called("generate", tiny_run.folder, "--prompt", "the harbour ", "--tokens", 8)
     assert called("generate", tiny_run.folder, "--sealed", note, "--tokens", 8).stdout == plain.stdout
+    assert called("generate", tiny_run.folder, "--prompt", "", "--tokens", 2).exit_code == 0
     for words in ((), ("--prompt", "x", "--sealed", note), ("--sealed", note, "--route")):
         assert called("generate", tiny_run.folder, *words).exit_code == 2
     missing = called("generate", tiny_run.folder, "--sealed", tmp_path / "none")

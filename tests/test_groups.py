@@ -124,9 +124,10 @@ def test_who_comes_late_goes_to_the_nearest_centroid() -> None:
     state, _ = grouped(KMEANS, START, NAMES, told(early))
     assert "finn" not in state.where
     assert state.cluster("finn") == GLOBAL
-    after = joined(KMEANS, state, ["ann", "finn"], told(TWO))
+    after, events = joined(KMEANS, state, ["ann", "finn"], told(TWO))
+    assert events == []
     assert after.where["finn"] == after.where["eve"]
-    assert joined(KMEANS, after, ["ann", "finn"], told({})) is after
+    assert joined(KMEANS, after, ["ann", "finn"], told({})) == (after, [])
 
 
 def test_alike_clusters_become_one_and_others_stay() -> None:
@@ -206,17 +207,34 @@ def test_an_update_of_a_cluster_that_is_none_is_refused() -> None:
         ({"cleo": torch.full((1, 2), torch.nan)}, "wanted finite vectors, came numbers that are not"),
         ({"cleo": torch.zeros(0, 2)}, "wanted vectors [tastes, width], came [0, 2]"),
         ({"cleo": torch.zeros(2)}, "wanted vectors [tastes, width], came [2]"),
-        ({"cleo": torch.ones(1, 3)}, "wanted width 2 as of the others, came 3; all must encode alike"),
+        ({"cleo": torch.tensor([[3.0, 4.0]])}, "wanted vectors of length 1, came one that is off by 4"),
+        ({"cleo": torch.zeros(1, 2)}, "wanted vectors of length 1, came one that is off by 1"),
+        (
+            {"cleo": profile(1, 1).new_tensor([[0.6, 0.8, 0.0]])},
+            "wanted width 2 as of the others, came 3; all must encode alike",
+        ),
     ],
 )
 def test_one_bad_profile_leaves_its_client_out_and_stops_nobody(bad: dict[str, Tensor], wish: str) -> None:
     found, said = grouped(KMEANS, START, NAMES, told(TWO | bad))
     assert set(found.where) == set(found.profiles) == set(NAMES) - {"cleo"}
     assert said["events"][-1] == {"event": "left out", "clients": 1, "reason": f"profile of client 'cleo': {wish}"}
-    late = joined(KMEANS, found, ["cleo"], told(bad))
+    late, events = joined(KMEANS, found, ["cleo"], told(bad))
     assert late.where == found.where
+    assert events == said["events"][-1:]
     with pytest.raises(ClientError, match=r"none of 6 clients could be grouped; the first said: (away|profile)"):
         grouped(KMEANS, START, NAMES, told({name: torch.full((1, 2), torch.nan) for name in NAMES}))
+
+
+@pytest.mark.parametrize(
+    "spoilt", [tree_like(float("nan")), {}, {"base_model.model.x.lora_A.weight": torch.ones(1, 2)}]
+)
+def test_one_bad_adapter_leaves_its_client_out_of_the_likeness_of_products(spoilt: Tree) -> None:
+    steps = {name: tree_like(1.0, int(name > "cleo")) for name in NAMES}
+    rules = Rules(Agglomerative(by="adapters", count=2))
+    found, said = grouped(rules, START, NAMES, told({}, steps | {"bob": spoilt}))
+    assert set(found.where) == set(NAMES) - {"bob"}
+    assert said["events"][-1]["reason"].startswith("adapter of client 'bob': ")
 
 
 def test_more_clusters_than_clients_and_nobody_there_are_refused() -> None:
@@ -375,6 +393,15 @@ def test_by_loss_each_client_takes_the_adapter_that_knows_it_best(go: Go) -> Non
         ({"hierarchy": {"merge": 0.5}}, "cluster.kind = 'none' makes none"),
         ({"cluster": {"kind": "losses"}, "hierarchy": {"every": 2}}, "nothing is formed anew by losses"),
         ({"cluster": {"kind": "losses"}, "exchange": {"kind": "global"}, "outer": {"kind": "adam"}}, "factored anew"),
+        (
+            {
+                "cluster": {"kind": "losses"},
+                "exchange": {"kind": "global", "of": "steps", "on": "factors"},
+                "aggregate": {"kind": "exact"},
+            },
+            "factors take no steps",
+        ),
+        ({"personal": {"kind": "added", "whole": 0.5}}, r"personal\.whole: without clusters"),
     ],
 )
 def test_parts_that_disagree_are_refused(parts: dict[str, Any], wish: str) -> None:

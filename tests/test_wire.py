@@ -1,5 +1,6 @@
 """What is on the wire: no text and no token ids, in a run and in a prompt that is sent to be continued or drawn."""
 
+import copy
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -147,6 +148,10 @@ def test_what_is_no_sealed_prompt_of_this_backbone_is_refused(
         seal("  ", writer)
     with pytest.raises(BackboneError, match="reads no prompts"):
         seal("seven", denoisers["classes"])
+    every: Any = copy.deepcopy(writer)
+    every.network.config.hidden_size_per_layer_input = 4
+    with pytest.raises(BackboneError, match="every layer of 'tiny' reads the tokens"):
+        seal("every round", every)
     for states in (torch.full((3, 32), torch.nan), torch.zeros(3, 31), torch.zeros(0, 32), torch.zeros(32)):
         with pytest.raises(BackboneError, match="sealed prompt: wanted a row of 32 finite numbers"):
             list(writer.write({"states": states}, tokens=2, temperature=0, draw=torch.Generator()))

@@ -134,8 +134,8 @@ def compare(
 def generate(
     run: RunFolder,
     prompt: Annotated[
-        str, typer.Option(help="What to continue, or to draw; a class's number where it is asked by that.")
-    ] = "",
+        str | None, typer.Option(help="What to continue, or to draw; a class's number where it is asked by that.")
+    ] = None,
     adapter: Annotated[str, typer.Option("--adapter", "--mix", help=ADAPTER)] = "global",
     *,
     sealed: Annotated[
@@ -145,7 +145,7 @@ def generate(
     top: Annotated[int, typer.Option(min=1, help="With --route: so many clusters.")] = 2,
     spread: Annotated[float, typer.Option(min=1e-3, help="With --route: near 0 the nearest cluster takes all.")] = 0.1,
     gain: Annotated[
-        float, typer.Option(help="With --route: what the weights sum to; 1 blends styles, 2 adds two.")
+        float, typer.Option(help="With --route: the sum of the weights; 1 blends, 2 can add two up.")
     ] = 1.0,
     seed: Annotated[int, typer.Option(help="Names the draw.")] = 0,
     tokens: Annotated[int, typer.Option(min=1, help="Text: at most so many tokens.")] = 64,
@@ -158,16 +158,18 @@ def generate(
     """Continue a prompt, or draw it, under one of a run's adapters or a mixture of them."""
     if routed and adapter != "global":
         raise typer.BadParameter("chooses the adapters itself; leave --adapter and --mix away", param_hint="--route")
-    if bool(prompt) == bool(sealed) or (routed and sealed):
-        wish = "wanted one of the two, and --prompt with --route"
-        raise typer.BadParameter(wish, param_hint="--prompt, --sealed")
+    if (prompt is None) == (sealed is None):
+        raise typer.BadParameter("wanted one of the two", param_hint="--prompt, --sealed")
+    if routed and prompt is None:
+        raise typer.BadParameter("reads the prompt itself; give it as --prompt", param_hint="--route")
     voice = sampler(Run(run))
-    asked = unseal(read_bytes(sealed), voice.backbone, str(sealed)) if sealed else prompt
+    asked = unseal(read_bytes(sealed), voice.backbone, str(sealed)) if sealed else prompt or ""
     if routed:
-        adapter = spelled(route(voice.run, voice.encode(prompt), top=top, temperature=spread, gain=gain))
+        adapter = spelled(route(voice.run, voice.encode(prompt or ""), top=top, temperature=spread, gain=gain))
         typer.echo(f"routed to {adapter}", err=True)
     if voice.backbone.kind == "image":
-        for path in draw(voice, asked, adapter, range(seed, seed + n), to, steps=steps, guidance=guidance):
+        stem = sealed.stem if sealed else ""
+        for path in draw(voice, asked, adapter, range(seed, seed + n), to, steps=steps, guidance=guidance, stem=stem):
             out.print(str(path), soft_wrap=True, markup=False)
         return
     for piece in voice.write(asked, adapter=adapter, tokens=tokens, temperature=temperature, seed=seed):

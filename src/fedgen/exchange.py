@@ -156,8 +156,7 @@ def _mixed(adapters: Trees, weights: Tensor, on: On, before: Trees | None = None
     """Sums of the adapters by the rows of weights; or with `before` of the steps since, on top of each own adapter."""
     names = sorted(adapters)
     new, error = {}, {}
-    for at, (name, row) in enumerate(zip(names, weights, strict=True)):
-        own = torch.eye(len(names)).double()[at]
+    for name, row, own in zip(names, weights, torch.eye(len(names)).double(), strict=True):
         if row.equal(own):
             new[name], error[name] = adapters[name], 0.0
             continue

@@ -80,10 +80,14 @@ def exhibit(run: Run, voice: Sampler, held: Held, tell: Callable[[object], None]
 
 
 def draw(
-    voice: Sampler, asked: str | Rows, adapter: str, seeds: Iterable[int], to: Path, *, steps: int, guidance: float
-) -> Iterator[Path]:
-    """One prompt, sealed prompt or class under one adapter: a PNG a seed, which says how it was made, and a sheet."""
-    prompt = asked if isinstance(asked, str) else "sealed"
+    voice: Sampler, asked: str | Rows, adapter: str, seeds: Iterable[int], to: Path, *,
+    steps: int, guidance: float, stem: str = "",
+) -> Iterator[Path]:  # fmt: skip
+    """One prompt or class under one adapter, or one sealed prompt, which is called by its `stem`.
+
+    A PNG a seed, which says how it was made, and a sheet of all.
+    """
+    prompt = asked if isinstance(asked, str) else f"sealed {stem}".strip()
     told = Document("", "", prompt, label=prompt) if isinstance(asked, str) else asked
     wishes = [Wish(adapter, told, seed) for seed in seeds]
     said = {"prompt": prompt, "adapter": adapter, "run": voice.run.folder.name, "steps": steps, "guidance": guidance}

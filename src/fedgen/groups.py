@@ -10,9 +10,9 @@ from typing import Annotated, Any
 import torch
 from torch import Tensor
 
-from fedgen import lora, seeds
-from fedgen.cluster import Clustering, Nothing, centroids, folded, named, nearest, points_of_gram, silhouette
-from fedgen.errors import ClientError
+from fedgen import lora, seeds, tree
+from fedgen.cluster import ROUGH, Clustering, Nothing, centroids, folded, named, nearest, points_of_gram, silhouette
+from fedgen.errors import ClientError, TreeError
 from fedgen.exchange import Alone, Exchange, Mixed
 from fedgen.kinship import halves, redundant
 from fedgen.records import GLOBAL, Ask, Failure, Offer, Range, Reply, State, Tree, Update, Use
@@ -85,9 +85,7 @@ def grouped(rules: Rules, state: State, names: Sequence[str], ask: Ask) -> tuple
     events: list[dict[str, Any]] = [{"event": "formed", "from": state.clusters, "into": sorted(set(where.values()))}]
     if moved := sum(state.where.get(name, where[name]) != where[name] for name in where):
         events.append({"event": "moved", "clients": moved})
-    if silent:
-        events.append({"event": "left out", "clients": len(silent), "reason": silent[0]})
-    return _opened(state, where), told | {"events": events}
+    return _opened(state, where), told | {"events": events + _left_out(silent)}
 
 
 def _by_label(rules: Rules, state: State, names: Sequence[str]) -> State:
@@ -108,13 +106,29 @@ def _evidence(
     question = offers(state, names, turn, "encode") if by_profile else offers(_flat(state), names, turn, "train")
     replies = sorted(ask(question), key=lambda reply: reply.client)
     profiles, silent = _profiles(replies) if by_profile else ({}, _reasons(replies))
-    steps = {reply.client: reply.adapter for reply in replies if isinstance(reply, Update) and not by_profile}
+    steps, unfit = ({}, []) if by_profile else _steps(state, replies)
+    silent = silent + unfit
     if not profiles and not steps:
         first = silent[0] if silent else "nobody answered"
         raise ClientError(f"round {turn}: none of {len(names)} clients could be grouped; the first said: {first}")
     if by_profile:
         return list(profiles), torch.stack([profile[0] for profile in profiles.values()]), profiles, silent
     return list(steps), points_of_gram(lora.cosines(list(steps.values()))), {}, silent
+
+
+def _steps(state: State, replies: Sequence[Reply]) -> tuple[dict[str, Tree], list[str]]:
+    """The adapters that can be compared, and why others cannot."""
+    sent = {reply.client: reply.adapter for reply in replies if isinstance(reply, Update)}
+    flaws: dict[str, str] = {}
+    for name, adapter in sent.items():
+        try:
+            tree.check(adapter, state.adapters[GLOBAL], f"adapter of client '{name}'")
+        except TreeError as error:
+            flaws[name] = str(error)
+        else:
+            if not tree.is_finite(adapter):
+                flaws[name] = f"adapter of client '{name}': wanted finite numbers, came others"
+    return {name: adapter for name, adapter in sent.items() if name not in flaws}, list(flaws.values())
 
 
 def _flat(state: State) -> State:
@@ -144,7 +158,11 @@ def _flaw(profile: Tensor | None) -> str:
     """Why it is no profile, if it is none."""
     if profile is None or profile.dim() != 2 or not profile.numel():
         return f"wanted vectors [tastes, width], came {'none' if profile is None else list(profile.shape)}"
-    return "" if profile.isfinite().all() else "wanted finite vectors, came numbers that are not"
+    lengths = profile.double().norm(dim=1)
+    if not lengths.isfinite().all():
+        return "wanted finite vectors, came numbers that are not"
+    off = float((lengths - 1).abs().max())
+    return f"wanted vectors of length 1, came one that is off by {off:.2g}" if off > ROUGH else ""
 
 
 def _opened(state: State, where: Mapping[str, str]) -> State:
@@ -156,19 +174,24 @@ def _opened(state: State, where: Mapping[str, str]) -> State:
     return replace(state, adapters=adapters, where=dict(where))
 
 
-def joined(rules: Rules, state: State, names: Sequence[str], ask: Ask) -> State:
+def joined(rules: Rules, state: State, names: Sequence[str], ask: Ask) -> tuple[State, list[dict[str, Any]]]:
     """The state with those of these clients placed that came late: in the cluster whose centroid is nearest."""
     late = [name for name in names if name not in state.where]
     if rules.cluster.evidence != "profiles" or not late:
-        return state
+        return state, []
     replies = sorted(ask(offers(state, late, state.round + 1, "encode")), key=lambda reply: reply.client)
     clusters, centres = middles(state)
-    profiles, _ = _profiles(replies, centres.shape[1])
+    profiles, silent = _profiles(replies, centres.shape[1])
+    events = _left_out(silent)
     if not profiles:
-        return state
+        return state, events
     at = nearest(torch.stack([profile[0] for profile in profiles.values()]), centres).tolist()
     where = {name: clusters[place] for name, place in zip(profiles, at, strict=True)}
-    return replace(state, where={**state.where, **where}, profiles={**state.profiles, **profiles})
+    return replace(state, where={**state.where, **where}, profiles={**state.profiles, **profiles}), events
+
+
+def _left_out(silent: Sequence[str]) -> list[dict[str, Any]]:
+    return [{"event": "left out", "clients": len(silent), "reason": silent[0]}] if silent else []
 
 
 def middles(state: State) -> tuple[list[str], Tensor]:

@@ -106,6 +106,7 @@ class Added:
     """Train a small adapter on top of the shared one, which stays as it is, when the rounds are over.
 
     Its rank is `own`. Below it lies the cluster's adapter, of which a share of `whole` gives way to the global one.
+    Nothing is dropped out, as that would meet what lies below too.
     """
 
     own: Annotated[int, Range(1)] = 2
@@ -131,7 +132,7 @@ class Added:
 
     def training(self, training: Training) -> Training:
         """The client's training with its own length and rate."""
-        return alone(training, self)
+        return replace(alone(training, self), dropout=0.0)
 
 
 def alone(training: Training, rule: FineTune | Keep | Added) -> Training:

@@ -21,7 +21,7 @@ from fedgen.errors import FedgenError, PlanError
 from fedgen.exchange import EXCHANGES, Alone, Exchange, Neighbours, Toward
 from fedgen.groups import Hierarchy
 from fedgen.outer import OUTERS, Outer, Plain
-from fedgen.personal import PERSONALS, FineTune, Personal
+from fedgen.personal import PERSONALS, Added, FineTune, Personal
 from fedgen.records import Range
 
 
@@ -254,14 +254,20 @@ def agree(plan: Plan) -> None:
 
 
 def _agree_on_clusters(plan: Plan) -> None:
-    evidence, hierarchy = plan.cluster.evidence, plan.hierarchy
+    evidence, hierarchy, rule = plan.cluster.evidence, plan.hierarchy, plan.exchange
     if evidence == "profiles" and isinstance(plan.encode, Silent):
         raise PlanError("cluster: goes by profiles, and encode.kind = 'none' makes none; choose 'ngrams' or another")
     if evidence == "none" and (plan.exchange != Alone() or hierarchy != Hierarchy()):
         raise PlanError("exchange, hierarchy: are between clusters, and cluster.kind = 'none' makes none; choose one")
-    on_products = isinstance(plan.exchange, Neighbours | Toward) and plan.exchange.on == "products"
-    if on_products and not isinstance(plan.outer, Plain):
+    takes = (rule.of, rule.on) if isinstance(rule, Neighbours | Toward) else ("", "")
+    if takes[1] == "products" and not isinstance(plan.outer, Plain):
         raise PlanError("exchange and outer: products are factored anew, which an outer step with memory cannot follow")
+    if takes == ("steps", "factors") and isinstance(plan.aggregate, Exact):
+        raise PlanError(
+            "exchange and aggregate: exact products are factored anew, so factors take no steps; use products"
+        )
+    if isinstance(plan.personal, Added) and plan.personal.whole and evidence == "none":
+        raise PlanError("personal.whole: without clusters the global adapter is all there is below; set it to 0")
     if hierarchy.every and evidence not in ("profiles", "adapters"):
         raise PlanError(f"hierarchy.every: nothing is formed anew by {evidence}; set it to 0")
 

@@ -253,7 +253,9 @@ def play(server: Server, state: State, ask: Ask) -> tuple[State, Report]:
     sums = {"up": 0, "down": 0}
     state, told = grouped(rules, state, server.names, functools.partial(_counted, ask, sums))
     names = server.cohort.pick(server.names, server.sizes, run=server.seed, turn=now)
-    state = joined(rules, state, names, functools.partial(_counted, ask, sums))
+    if not told:  # else everyone has just been asked
+        state, late = joined(rules, state, names, functools.partial(_counted, ask, sums))
+        told = {"events": late}
     tally = _Tally(server, state)
     for reply in ask(offers(state, names, now, "train", choice(rules, state, "train"))):
         tally.take(reply)

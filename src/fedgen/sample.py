@@ -202,7 +202,7 @@ def centroids(run: Run) -> Tree:
 def route(run: Run, vector: Tensor, *, top: int = 2, temperature: float = 0.1, gain: float = 1.0) -> dict[str, float]:
     """The mixture for an encoded prompt: the clusters nearest to it, the nearest first, with weights of sum `gain`.
 
-    Two halves make a mean of two styles; as many wholes (`gain` = `top`) add them up.
+    Two halves make a mean of two styles; two wholes, a gain of 2 at even likeness, add them up.
     """
     if top < 1 or not temperature > 0 or not math.isfinite(gain):
         wish = "wanted 1 cluster or more, a temperature above 0 and a finite gain"

@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 import torch
+from torch import nn
 
 from fedgen import lora, seeds
 from fedgen.backbones import Backbone, Language
@@ -66,14 +67,44 @@ def test_on_top_of_frozen_adapters_is_alone_on_a_merged_backbone(text: tuple[Bac
         assert own.b.abs().max() > 0.01
 
 
+class Dot(nn.Module):
+    """A backbone of one grouped convolution, whose loss is its distance from ones."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(4, 6, 3, groups=2)
+        self.network, self.length = self, 1
+
+    def draw(self, rows: Rows, draw: torch.Generator) -> Rows:
+        """No chance."""
+        return rows
+
+    def losses(self, rows: Rows) -> tuple[torch.Tensor, torch.Tensor]:
+        """A row is one term."""
+        missed = (self.conv(rows["x"]) - 1).square().flatten(1).mean(1)
+        return missed, torch.ones_like(missed, dtype=torch.long)
+
+
 def test_in_a_convolution_with_groups_only_its_own_ranks_move() -> None:
-    layers = {"conv": torch.nn.Conv2d(4, 6, 3, groups=2)}
-    draw = torch.Generator().manual_seed(0)
-    below = lived(lora.fresh(layers, 4, draw), 1)
+    torch.manual_seed(0)
+    backbone: Any = Dot()
+    bank = Bank(backbone, ["conv"], Added(own=2).rank(4))
+    below = lived(bank.fresh(torch.Generator().manual_seed(1), 4), 1)
     offer = Offer(1, "ann", GLOBAL, below, "score")
-    start = Added(own=2).begin(None, offer, lambda rank: lora.fresh(layers, rank, draw))
+    start = Added(own=2).begin(None, offer, lambda rank: bank.fresh(torch.Generator().manual_seed(2), rank))
     assert start
     assert start.free
-    still = {key: half.where(start.free[key] == 0, 0) for key, half in start.adapter.items()}
-    assert lora.gram([below, lora.product_sum([(1, below), (-1, still)])])[1, 1] == pytest.approx(0, abs=1e-9)
-    assert sum(float(half.sum()) for half in start.free.values()) == 2 * 4 * 9 + 6 * 1
+    draw = functools.partial(seeds.generator, 0, 1, "ann")
+    job = Job("ann", start.adapter, {"x": torch.randn(6, 4, 5, 5)}, draw, start.free)
+    (done,) = train(TRAINING, backbone, bank, [job])
+    for key, half in done.adapter.items():
+        moves = start.free[key] > 0
+        assert half[~moves].equal(start.adapter[key][~moves])
+        assert (half[moves] != start.adapter[key][moves]).any()
+    added = lora.product_sum([(1, done.adapter), (-1, below)])
+    assert lora.energy_kept(added, 2) == pytest.approx(1)
+    assert lora.inner(added, added) > 1e-6
+
+
+def test_nothing_is_dropped_out_of_what_stands_still() -> None:
+    assert Added().training(Training(dropout=0.5)).dropout == 0

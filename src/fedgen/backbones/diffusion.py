@@ -254,7 +254,7 @@ class DiffusionBackbone:
 
     def _opened(self, sealed: Rows) -> Rows:
         """A sealed prompt, if this network can be told it."""
-        like = self.condition.empty() if isinstance(self.condition, Prompts) else {}
+        like = (self._empty if isinstance(self.condition, Prompts) else None) or {}
         came = {key: tuple(value.shape) for key, value in sealed.items()}
         if not like or came != {key: tuple(value.shape) for key, value in like.items()} or not is_finite(sealed):
             wish = {key: tuple(value.shape) for key, value in like.items()} if like else "a class"

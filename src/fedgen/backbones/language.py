@@ -232,23 +232,29 @@ class LanguageBackbone:
     @torch.no_grad()
     def seal(self, prompt: str) -> Rows:
         """What a device sends in place of a prompt: the states that the model's first layer reads, a row a token."""
-        ids = [self.end, *self.tokenizer(prompt, add_special_tokens=False, verbose=False)["input_ids"]]
-        return {"states": self._embedded(ids)[0].cpu()}
+        if getattr(self.network.config, "hidden_size_per_layer_input", 0):
+            raise BackboneError(f"sealed prompt: every layer of '{self.name}' reads the tokens; send the prompt itself")
+        return {"states": self._embedded(self._ids(prompt))[0].cpu()}
 
-    def _embedded(self, ids: Sequence[int]) -> Tensor:
-        table: Any = self.network.get_input_embeddings()  # type: ignore[operator]
-        found: Tensor = table(torch.tensor([ids], device=table.weight.device))
+    def _ids(self, prompt: str) -> Tensor:
+        """A batch of one prompt's tokens, behind the one that stands between documents."""
+        ids = [self.end, *self.tokenizer(prompt, add_special_tokens=False, verbose=False)["input_ids"]]
+        return torch.tensor([ids], device=next(self.network.parameters()).device)
+
+    def _embedded(self, ids: Tensor) -> Tensor:
+        found: Tensor = self.network.get_input_embeddings()(ids)  # type: ignore[operator]
         return found
 
     @torch.no_grad()
     def write(self, prompt: str | Rows, *, tokens: int, temperature: float, draw: torch.Generator) -> Iterator[str]:
         """Continue a prompt, plain or sealed, or as much of its end as leaves room; at 0 the likeliest."""
-        given = self._opened(self.seal(prompt) if isinstance(prompt, str) else prompt)
-        states = given[:, -max(self.reach - tokens, 1) :]
+        kind = "input_ids" if isinstance(prompt, str) else "inputs_embeds"
+        given = self._ids(prompt) if isinstance(prompt, str) else self._opened(prompt)
+        given = given[:, -max(self.reach - tokens, 1) :]
         past, told = None, ""
         made: list[int] = []
-        for _ in range(min(tokens, self.reach - states.shape[1])):
-            out = self.network(inputs_embeds=states, past_key_values=past, use_cache=True)
+        for _ in range(min(tokens, self.reach - given.shape[1])):
+            out = self.network(**{kind: given}, past_key_values=past, use_cache=True)
             past, logits = out.past_key_values, out.logits[0, -1].float().cpu()
             token = choose(logits, temperature, draw)
             if token == self.end:
@@ -258,11 +264,11 @@ class LanguageBackbone:
             if not text.endswith("\ufffd"):  # half a character: wait for the rest
                 yield text[len(told) :]
                 told = text
-            states = self._embedded([token])
+            kind, given = "input_ids", torch.tensor([[token]], device=given.device)
 
     def _opened(self, sealed: Rows) -> Tensor:
         """The states of a sealed prompt, as a batch of one, if this model can read them."""
-        like, states = self._embedded([self.end]), sealed.get("states", torch.empty(0))
+        like, states = self._embedded(self._ids("")), sealed.get("states", torch.empty(0))
         if states.dim() != 2 or not len(states) or states.shape[1] != like.shape[2] or not states.isfinite().all():
             wish = f"a row of {like.shape[2]} finite numbers for each token"
             raise BackboneError(f"sealed prompt: wanted {wish}, came {tuple(states.shape)}; seal it for this backbone")

@@ -1,12 +1,13 @@
 """Who is like whom: rules that group clients, centroids for who comes late, names that last, and how good it is."""
 
 from fedgen.cluster.names import named
-from fedgen.cluster.points import centroids, folded, nearest, plane, points_of_gram
+from fedgen.cluster.points import ROUGH, centroids, folded, nearest, plane, points_of_gram
 from fedgen.cluster.quality import ari, nmi, silhouette
 from fedgen.cluster.rules import Agglomerative, Clustering, Hdbscan, KMeans, Losses, Nothing, Oracle
 
 __all__ = [
     "CLUSTERS",
+    "ROUGH",
     "Agglomerative",
     "Clustering",
     "Hdbscan",

@@ -7,6 +7,7 @@ import json
 import os
 import platform
 import time
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from importlib.metadata import version
 from pathlib import Path
@@ -53,7 +54,7 @@ def place(plan: Plan, backbone: Backbone, shelf: Path | None, tell: Callable[[ob
     """This process as a place for a settled plan."""
     documents, shares = shared_out(plan)
     held, dropped = _held(plan, backbone, documents, shares)
-    labels = {name: label for name in held if (label := _label(documents[at].label for at in shares[name]))}
+    labels = _known({name: _label(documents[at].label for at in shares[name]) for name in held})
     facts = facts_of(plan, backbone)
     bank = Bank(backbone.network, plan.adapter.targets, plan.personal.rank(plan.adapter.rank))
     own = Shelf(shelf, SHELF_MEMORY)
@@ -75,6 +76,12 @@ def _held(
 ) -> tuple[dict[str, Client], tuple[str, ...]]:
     draw_of = functools.partial(_draw, plan.seed)
     return clients(documents, shares, backbone.encode, plan.deal, draw_of)
+
+
+def _known(labels: Mapping[str, str]) -> dict[str, str]:
+    """The clients' labels, if these make groups: none where no two clients share one."""
+    counts = Counter(filter(None, labels.values()))
+    return {name: label for name, label in labels.items() if label} if max(counts.values(), default=0) > 1 else {}
 
 
 def _label(labels: Iterable[str]) -> str:
