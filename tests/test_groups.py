@@ -347,7 +347,11 @@ def test_an_own_adapter_is_added_to_the_frozen_ones_below_it(go: Go, clustered: 
         top = lora.product_sum([(1.0, own), *((-share, tree) for share, tree in shared)])
         assert lora.energy_kept(top, 1) == pytest.approx(1)  # what is left over is the rank that it added
         assert lora.inner(top, top) > 1e-9
-    assert sampler(added).line("client/ann").any()
+    voice = sampler(added)
+    with voice.bank:
+        assert voice.bank.layout.rank == 9
+        back = voice.bank.layout.tree(voice.line("client/ann"), lora.rank(added.adapter("client/ann")[0]))
+    assert same(back, added.adapter("client/ann")[0])
 
 
 def test_a_client_that_encodes_is_sent_no_adapter(clustered: Run) -> None:

@@ -219,20 +219,6 @@ def copied(run: Run, to: Path) -> Run:
     return Run(Path(shutil.copytree(run.folder, to / run.folder.name)))
 
 
-def test_the_bank_is_as_wide_as_the_clients_own_adapters(tiny_run: Run, tmp_path: Path) -> None:
-    run = copied(tiny_run, tmp_path)
-    own = {name: run.adapter(f"client/{name}")[0] for name in ("ann", "bob")}
-    shelf = run.shelf()
-    for name, found in own.items():
-        shelf.put(name, 3, lora.resize(found, 7))
-    shelf.flush()
-    voice = sampler(run)
-    with voice.bank:
-        assert voice.bank.layout.rank == 7
-        back = voice.bank.layout.tree(voice.line("client/ann"), 4)
-    assert all(back[key].equal(value) for key, value in own["ann"].items())
-
-
 def test_an_adapter_that_is_wider_than_the_bank_is_not_cut_silently(tiny_run: Run, tmp_path: Path) -> None:
     run = copied(tiny_run, tmp_path)
     shelf = run.shelf()

@@ -255,7 +255,7 @@ def play(server: Server, state: State, ask: Ask) -> tuple[State, Report]:
     names = server.cohort.pick(server.names, server.sizes, run=server.seed, turn=now)
     if not told:  # else everyone has just been asked
         state, late = joined(rules, state, names, functools.partial(_counted, ask, sums))
-        told = {"events": late}
+        told = {"events": late} if late else {}
     tally = _Tally(server, state)
     for reply in ask(offers(state, names, now, "train", choice(rules, state, "train"))):
         tally.take(reply)
