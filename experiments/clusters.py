@@ -39,12 +39,16 @@ ARMS: dict[str, list[str]] = {
     "exchange": [],
     "oracle": ["cluster.kind=oracle", "exchange.kind=none"],
 }
+ADAPTERS = ["exchange.of=adapters", "exchange.strength=0.1"]
 TRIED: dict[str, list[str]] = {
-    "exchange 0.3": ["exchange.strength=0.3"],
-    "exchange, fading": ["exchange.strength=0.3", "exchange.fade=0.7"],
-    "exchange, all alike": ["exchange.thin=0.0"],
-    "towards the global": ["exchange.kind=global"],
+    "of whole adapters": ADAPTERS,
+    "of whole adapters, fading": [*ADAPTERS, "exchange.fade=0.7"],
+    "little data takes more": ["exchange.thin=1.0"],
+    "from the nearest alone": ["exchange.temperature=0.1"],
+    "from the mean": ["exchange.kind=global"],
     "shared A": ["exchange.kind=shared_a"],
+    "clusters, twice the rate": ["exchange.kind=none", "training.lr=0.01"],
+    "exchange, twice the rate": ["training.lr=0.01"],
 }
 WORLDS = ("glyphs", "text")
 

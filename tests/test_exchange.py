@@ -18,9 +18,11 @@ LAYERS: Mapping[str, nn.Module] = {"flat": nn.Linear(12, 9), "conv": nn.Conv2d(3
 NAMES = ["cluster-1", "cluster-10", "cluster-2"]
 SIZES = {"cluster-1": 30.0, "cluster-10": 5.0, "cluster-2": 10.0}
 LIKENESS = torch.tensor([[1.0, 0.9, 0.2], [0.9, 1.0, 0.3], [0.2, 0.3, 1.0]])
-PULLS = [Neighbours(), Toward(), Neighbours(on="factors"), Toward(on="factors")]
+NEAR = Neighbours(strength=0.1, temperature=0.1, thin=1.0, of="adapters")
+MEAN = Toward(strength=0.1, thin=1.0, of="adapters")
+PULLS = [NEAR, MEAN, replace(NEAR, on="factors"), replace(MEAN, on="factors")]
 STEPS = [replace(rule, of="steps") for rule in PULLS]
-WHOLE = [*PULLS, SharedA(), Neighbours(strength=1.0, thin=0.0), Toward(strength=1.0)]
+WHOLE = [*PULLS, SharedA(), replace(NEAR, strength=1.0, thin=0.0), replace(MEAN, strength=1.0)]
 EVERY = [*WHOLE, *STEPS]
 
 
@@ -65,7 +67,7 @@ def test_every_rows_shares_sum_to_one_and_none_is_negative(rule: Any) -> None:
 
 
 def test_neighbours_take_by_likeness_and_temperature() -> None:
-    rule = Neighbours(strength=0.2, temperature=0.5, thin=0.0)
+    rule = replace(NEAR, strength=0.2, temperature=0.5, thin=0.0)
     near = (LIKENESS[0, 1:] / 0.5).softmax(0)
     assert mixed(rule).weights[0].tolist() == pytest.approx([0.8, *(0.2 * near).tolist()], rel=1e-6)
     sharp = mixed(replace(rule, temperature=0.01)).weights
@@ -74,12 +76,14 @@ def test_neighbours_take_by_likeness_and_temperature() -> None:
 
 
 def test_the_global_pull_is_to_the_mean_by_examples() -> None:
-    found = mixed(Toward(strength=0.3, thin=0.0)).weights
+    found = mixed(replace(MEAN, strength=0.3, thin=0.0)).weights
     mean = torch.tensor([30, 5, 10]) / 45
     assert found.allclose(0.7 * torch.eye(3).double() + 0.3 * mean.double(), atol=1e-7)
 
 
-@pytest.mark.parametrize("rule", [Neighbours(strength=0.1, thin=1.0), Toward(strength=0.1, thin=1.0)], ids=repr)
+@pytest.mark.parametrize(
+    "rule", [replace(NEAR, strength=0.1, thin=1.0), replace(MEAN, strength=0.1, thin=1.0)], ids=repr
+)
 def test_a_cluster_with_little_data_borrows_most(rule: Any) -> None:
     def moved(rule: Any) -> list[float]:
         before, after = ADAPTERS, mixed(rule).adapters
@@ -93,7 +97,7 @@ def test_a_cluster_with_little_data_borrows_most(rule: Any) -> None:
 
 def test_the_pull_is_the_strength_at_the_mean_size_and_its_odds_are_inverse_to_size() -> None:
     sizes = {"cluster-1": 40.0, "cluster-10": 20.0, "cluster-2": 0.5, "cluster-3": 19.5}
-    rule = Neighbours(strength=0.2, temperature=1.0, thin=1.0)
+    rule = replace(NEAR, strength=0.2, temperature=1.0, thin=1.0)
     found = rule.mix({name: adapter(1) for name in sizes}, torch.zeros(4, 4), sizes, 1, {}).weights
     pull = 1 - found.diagonal()
     assert pull[1] == pytest.approx(0.2)
@@ -102,7 +106,7 @@ def test_the_pull_is_the_strength_at_the_mean_size_and_its_odds_are_inverse_to_s
 
 
 def test_strength_fades_over_rounds() -> None:
-    rule = Neighbours(strength=0.4, fade=0.5, thin=0.0)
+    rule = replace(NEAR, strength=0.4, fade=0.5, thin=0.0)
     for turn, pull in ((1, 0.4), (2, 0.2), (4, 0.05)):
         assert (1 - mixed(rule, turn).weights.diagonal()).tolist() == pytest.approx([pull] * 3)
     assert same(mixed(replace(rule, fade=0.0), 2).adapters, ADAPTERS)
@@ -112,7 +116,7 @@ def test_strength_fades_over_rounds() -> None:
 # ---- adapters
 
 
-@pytest.mark.parametrize("rule", [Neighbours(), Toward(strength=0.4)], ids=repr)
+@pytest.mark.parametrize("rule", [NEAR, replace(MEAN, strength=0.4)], ids=repr)
 def test_products_are_mixed_exactly_where_the_rank_has_room(rule: Any) -> None:
     wide = {name: lora.resize(tree, 9) for name, tree in ADAPTERS.items()}
     found = mixed(rule, adapters=wide)
@@ -125,7 +129,7 @@ def test_products_are_mixed_exactly_where_the_rank_has_room(rule: Any) -> None:
 
 @pytest.mark.parametrize("on", ["products", "factors"])
 def test_the_error_is_the_share_of_the_mixtures_energy_that_is_missed(on: Any) -> None:
-    found = mixed(Neighbours(strength=0.4, on=on))
+    found = mixed(replace(NEAR, strength=0.4, on=on))
     for name, row in zip(NAMES, found.weights, strict=True):
         assert lora.rank(found.adapters[name]) == 3
         parts = [(float(share), ADAPTERS[other]) for share, other in zip(row, NAMES, strict=True)]
@@ -136,12 +140,12 @@ def test_the_error_is_the_share_of_the_mixtures_energy_that_is_missed(on: Any) -
 
 
 def test_the_best_of_the_rank_misses_less_than_the_factors_apart() -> None:
-    exact, apart = (mixed(Toward(strength=0.5, on=on)).error for on in ("products", "factors"))
+    exact, apart = (mixed(replace(MEAN, strength=0.5, on=on)).error for on in ("products", "factors"))
     assert all(exact[name] < apart[name] for name in NAMES)
 
 
 def test_factors_are_mixed_apart() -> None:
-    found = mixed(Toward(strength=0.4, on="factors"))
+    found = mixed(replace(MEAN, strength=0.4, on="factors"))
     for name, row in zip(NAMES, found.weights, strict=True):
         for key, made in found.adapters[name].items():
             wanted = sum(float(share) * ADAPTERS[other][key] for share, other in zip(row, NAMES, strict=True))
@@ -183,7 +187,7 @@ def test_of_steps_its_own_is_kept_whole_and_the_others_are_added(rule: Any) -> N
 
 def test_clusters_of_several_ranks_keep_their_own() -> None:
     ranks = {"cluster-1": 3, "cluster-10": 2, "cluster-2": 5}
-    found = mixed(Neighbours(), adapters={name: adapter(rank, rank) for name, rank in ranks.items()})
+    found = mixed(NEAR, adapters={name: adapter(rank, rank) for name, rank in ranks.items()})
     assert {name: lora.rank(tree) for name, tree in found.adapters.items()} == ranks
 
 
@@ -237,10 +241,10 @@ def test_what_came_in_is_not_changed(rule: Any) -> None:
 def test_likeness_that_does_not_fit_is_refused() -> None:
     for likeness, came in ((LIKENESS * torch.nan, "not all of them numbers"), (LIKENESS[:2], r"\(2, 3\)")):
         with pytest.raises(TreeError, match=f"wanted the likeness of .3, 3. clusters, came .*{came}"):
-            mixed(Neighbours(), likeness=likeness)
+            mixed(NEAR, likeness=likeness)
 
 
-@pytest.mark.parametrize("rule", [Neighbours(), Toward(), SharedA()], ids=repr)
+@pytest.mark.parametrize("rule", [NEAR, MEAN, SharedA()], ids=repr)
 def test_sizes_that_are_none_are_refused(rule: Any) -> None:
     for sizes in ({"cluster-1": 3.0}, SIZES | {"cluster-2": -1.0}, SIZES | {"cluster-2": float("nan")}):
         with pytest.raises(TreeError, match="wanted how many examples each of"):
@@ -249,7 +253,7 @@ def test_sizes_that_are_none_are_refused(rule: Any) -> None:
 
 def test_factors_of_several_ranks_cannot_be_mixed() -> None:
     with pytest.raises(TreeError, match=r"exchange of factors with 'cluster-1': .* has shape"):
-        mixed(Neighbours(on="factors"), adapters=ADAPTERS | {"cluster-2": adapter(1, 5)})
+        mixed(replace(NEAR, on="factors"), adapters=ADAPTERS | {"cluster-2": adapter(1, 5)})
 
 
 def test_every_kind_has_a_row() -> None:

@@ -274,7 +274,7 @@ def go(tiny_plan: dict[str, Any], tmp_path_factory: pytest.TempPathFactory) -> G
 @pytest.fixture(scope="module")
 def clustered(go: Go) -> Run:
     """Two clusters that exchange."""
-    return go(**BY_PROFILE, exchange={"kind": "neighbours", "strength": 0.2})
+    return go(**BY_PROFILE, exchange={"kind": "neighbours", "strength": 0.2, "of": "adapters"})
 
 
 def test_a_clustered_run_leaves_its_clusters_behind(clustered: Run) -> None:
@@ -415,4 +415,4 @@ def test_parts_that_disagree_are_refused(parts: dict[str, Any], wish: str) -> No
 
 def test_what_the_report_reads_is_json(clustered: Run) -> None:
     assert json.loads((clustered.folder / "clusters.json").read_text("utf-8")) == clustered.clusters
-    assert Neighbours(0.2) == clustered.plan.exchange
+    assert Neighbours(0.2, of="adapters") == clustered.plan.exchange

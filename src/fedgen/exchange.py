@@ -61,11 +61,11 @@ class Neighbours:
     much of its own gives way, or of this round's steps, which are added to its own.
     """
 
-    strength: Share = 0.1
-    temperature: Annotated[float, Range(0, open=True)] = 0.1
+    strength: Share = 0.5
+    temperature: Annotated[float, Range(0, open=True)] = 1.0
     fade: Share = 1.0
-    thin: Annotated[float, Range(0, 4)] = 1.0
-    of: Of = "adapters"
+    thin: Annotated[float, Range(0, 4)] = 0.0
+    of: Of = "steps"
     on: On = "products"
 
     def mix(self, adapters: Trees, likeness: Tensor, sizes: Mapping[str, float], turn: int, before: Trees) -> Mixed:
@@ -82,10 +82,10 @@ class Neighbours:
 class Toward:
     """Each cluster takes from the mean of all, weighted by their examples; settings are those of `Neighbours`."""
 
-    strength: Share = 0.1
+    strength: Share = 0.5
     fade: Share = 1.0
-    thin: Annotated[float, Range(0, 4)] = 1.0
-    of: Of = "adapters"
+    thin: Annotated[float, Range(0, 4)] = 0.0
+    of: Of = "steps"
     on: On = "products"
 
     def mix(self, adapters: Trees, likeness: Tensor, sizes: Mapping[str, float], turn: int, before: Trees) -> Mixed:
