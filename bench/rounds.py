@@ -158,14 +158,14 @@ def _share(bench: Bench, server: Server, state: State, ask: Any, folder: Path) -
         inside += time.perf_counter() - began
         return done
 
-    import fedgen.rounds as rounds
+    import fedgen.turns as turns
 
-    rounds.train = watched
+    turns.train = watched
     began = time.perf_counter()
     state, report = play(server, state, ask)
     Journal(folder / "journal").append(line_of(report))
     save_checkpoint(folder / "checkpoint", state)
-    rounds.train = train
+    turns.train = train
     return 1 - inside / (time.perf_counter() - began)
 
 

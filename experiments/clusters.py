@@ -25,9 +25,9 @@ import fedgen
 from fedgen.evaluate import Score, total
 from fedgen.places import inprocess
 from fedgen.records import GLOBAL
-from fedgen.rounds import CLUSTER
 from fedgen.run import Run
 from fedgen.store import write_whole
+from fedgen.turns import CLUSTER
 
 PLANS = Path(__file__).parent / "plans"
 SEEDS = (0, 1, 2)
@@ -39,13 +39,11 @@ ARMS: dict[str, list[str]] = {
     "exchange": [],
     "oracle": ["cluster.kind=oracle", "exchange.kind=none"],
 }
-ADAPTERS = ["exchange.of=adapters", "exchange.strength=0.1"]
 TRIED: dict[str, list[str]] = {
-    "of whole adapters": ADAPTERS,
-    "of whole adapters, fading": [*ADAPTERS, "exchange.fade=0.7"],
+    "of whole adapters": ["exchange.of=adapters", "exchange.strength=0.1"],
     "little data takes more": ["exchange.thin=1.0"],
     "from the nearest alone": ["exchange.temperature=0.1"],
-    "from the mean": ["exchange.kind=global"],
+    "from the mean": ["exchange.kind=global", "exchange.strength=1.0"],
     "shared A": ["exchange.kind=shared_a"],
     "clusters, twice the rate": ["exchange.kind=none", "training.lr=0.01"],
     "exchange, twice the rate": ["training.lr=0.01"],

@@ -274,7 +274,7 @@ def go(tiny_plan: dict[str, Any], tmp_path_factory: pytest.TempPathFactory) -> G
 @pytest.fixture(scope="module")
 def clustered(go: Go) -> Run:
     """Two clusters that exchange."""
-    return go(**BY_PROFILE, exchange={"kind": "neighbours", "strength": 0.2, "of": "adapters"})
+    return go(**BY_PROFILE, exchange={"kind": "neighbours", "strength": 0.2})
 
 
 def test_a_clustered_run_leaves_its_clusters_behind(clustered: Run) -> None:
@@ -287,7 +287,7 @@ def test_a_clustered_run_leaves_its_clusters_behind(clustered: Run) -> None:
     assert all(set(own) == {"backbone", GLOBAL, "cluster", "personal"} for own in clustered.scores.values())
     for line in clustered.journal:
         assert sum(line["clusters"]["members"].values()) == 6
-        assert [sum(row) for row in line["clusters"]["exchange"]["weights"]] == pytest.approx([1, 1])
+        assert [sum(row) for row in line["clusters"]["exchange"]["weights"]] == pytest.approx([1.2, 1.2])
         assert set(line["clusters"]["measure"]) <= {"cluster-1", "cluster-2"}
     assert clustered.journal[0]["clusters"]["up"] > 6 * 64 * 4  # six profiles of 64 numbers, and what is around them
 
@@ -415,4 +415,4 @@ def test_parts_that_disagree_are_refused(parts: dict[str, Any], wish: str) -> No
 
 def test_what_the_report_reads_is_json(clustered: Run) -> None:
     assert json.loads((clustered.folder / "clusters.json").read_text("utf-8")) == clustered.clusters
-    assert Neighbours(0.2, of="adapters") == clustered.plan.exchange
+    assert Neighbours(0.2) == clustered.plan.exchange

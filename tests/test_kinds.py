@@ -24,9 +24,9 @@ from fedgen.data.deal import count, take
 from fedgen.evaluate import YARDSTICKS, score
 from fedgen.places import inprocess, silent
 from fedgen.records import Document, Report, Rows
-from fedgen.rounds import head
 from fedgen.run import PLAN, SCORES, SHELF, Began, go
 from fedgen.screen import Screen, outcome_table, runs_table, standing
+from fedgen.turns import head
 
 PIXELS, LOOKS = 12, 3
 

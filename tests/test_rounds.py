@@ -21,8 +21,9 @@ from fedgen.outer import Momentum, Plain
 from fedgen.personal import FineTune, Keep, Nothing, Personal
 from fedgen.places.inprocess import hold_data
 from fedgen.records import GLOBAL, Client, Failure, Offer, Reply, Rows, State, Tree, Update
-from fedgen.rounds import CLUSTER, Server, Site, head, play, read_scores, turn, turns
+from fedgen.rounds import Server, play
 from fedgen.store import Shelf
+from fedgen.turns import CLUSTER, Site, head, read_scores, turn, turns
 
 Make = Callable[[Personal], Site]
 

@@ -22,8 +22,9 @@ from fedgen.groups import Rules, choice, offers
 from fedgen.journal import Journal, line_of, load_checkpoint, save_checkpoint
 from fedgen.plan import Plan
 from fedgen.records import GLOBAL, Ask, Failure, Report, State, Tree, Update
-from fedgen.rounds import CLUSTER, Server, play, read_scores
+from fedgen.rounds import Server, play
 from fedgen.store import Card, Shelf, load_bundle, save_bundle, write_whole
+from fedgen.turns import CLUSTER, read_scores
 
 PLAN, FACTS, SCORES = "plan.toml", "facts.json", "scores.json"
 JOURNAL, CHECKPOINT = "journal.jsonl", "checkpoint.safetensors"

@@ -12,7 +12,7 @@ FLOORS = [
     "lora bank store",
     "backbones data encode client evaluate quality sheet",
     "cohort aggregate outer cluster kinship exchange personal guards devices methods",
-    "groups rounds journal plan roster run sample exhibit",
+    "turns groups rounds journal plan roster run sample exhibit",
     "places serve.pool serve.engine",
     ". report screen serve.page serve.api serve cli __main__",  # the dot is the front door, fedgen/__init__.py
 ]

@@ -31,8 +31,8 @@ from fedgen.places.inprocess import (
 )
 from fedgen.plan import Adapter
 from fedgen.records import GLOBAL, Client, Failure, Offer, Update
-from fedgen.rounds import Site
 from fedgen.store import Shelf
+from fedgen.turns import Site
 
 
 @pytest.fixture(scope="module")

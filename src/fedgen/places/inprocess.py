@@ -24,9 +24,9 @@ from fedgen.data import clients
 from fedgen.data.deal import count
 from fedgen.plan import Plan
 from fedgen.records import Ask, Client, Document, Offer, Reply, Update
-from fedgen.rounds import Site, turns
 from fedgen.run import Place
 from fedgen.store import Shelf
+from fedgen.turns import Site, turns
 
 TREES = ("adapter", "beside", "profile", "up", "down")  # fields of a message that are trees, or not sent
 SHELF_MEMORY = 2**28  # bytes of clients' own adapters kept in memory
