@@ -232,6 +232,7 @@ def test_a_sealed_prompt_is_generated_from_like_a_plain_one(tiny_run: Run, tmp_p
     assert called("generate", tiny_run.folder, "--prompt", "", "--tokens", 2).exit_code == 0
     for words in ((), ("--prompt", "x", "--sealed", note), ("--sealed", note, "--route")):
         assert called("generate", tiny_run.folder, *words).exit_code == 2
+    assert called("generate", tiny_run.folder, "--prompt", "x", "--gain", 2).exit_code == 2
     missing = called("generate", tiny_run.folder, "--sealed", tmp_path / "none")
     assert isinstance(missing.exception, StoreError)
 

@@ -11,16 +11,17 @@ import torch
 from torch import Tensor
 
 import fedgen
-from fedgen import Run, lora
+from fedgen import Run, lora, report
 from fedgen.aggregate import Average
 from fedgen.cluster import Agglomerative, KMeans, Oracle
 from fedgen.cohort import Uniform
-from fedgen.errors import ClientError, PlanError
+from fedgen.errors import ClientError, FedgenError, PlanError
 from fedgen.exchange import Neighbours
 from fedgen.groups import Hierarchy, Rules, grouped, joined, merged, parted
 from fedgen.outer import Plain
 from fedgen.places import resume
 from fedgen.records import GLOBAL, Ask, Failure, Offer, Reply, Report, State, Tree, Update
+from fedgen.report.wording import happened
 from fedgen.rounds import Server, play
 from fedgen.sample import sampler
 from fedgen.store import load_bundle
@@ -102,8 +103,10 @@ def test_known_labels_name_the_clusters() -> None:
 def test_small_clusters_are_folded_into_the_nearest() -> None:
     odd = TWO | {"finn": profile(1.0, 1.0)}
     rules = Rules(KMeans(count=3), Hierarchy(least=2))
-    found, _ = grouped(rules, START, NAMES, told(odd))
+    found, said = grouped(rules, START, NAMES, told(odd))
     assert min(map(len, sides(found))) >= 2
+    assert said["events"][1:] == [{"event": "folded", "clusters": 1, "least": 2}]
+    assert happened(said["events"][1]) == "1 cluster of fewer than 2 clients folded into the nearest (hierarchy.least)"
 
 
 def test_formed_anew_a_cluster_keeps_its_name_and_adapter_and_a_client_of_another_taste_moves() -> None:
@@ -237,6 +240,15 @@ def test_one_bad_adapter_leaves_its_client_out_of_the_likeness_of_products(spoil
     assert said["events"][-1]["reason"].startswith("adapter of client 'bob': ")
 
 
+def test_what_cannot_be_grouped_is_refused_before_anything_is_written(tmp_path: Path, tiny_plan: Any) -> None:
+    few = {**BY_PROFILE, "cluster": {"kind": "kmeans", "count": 9}}
+    unknown = {"cluster": {"kind": "oracle"}}
+    for parts, wish in ((few, "wanted 9 clusters, there are 6 clients"), (unknown, "wanted a known label")):
+        with pytest.raises(FedgenError, match=wish):
+            fedgen.run(tiny_plan | parts, tmp_path / "run")
+        assert not (tmp_path / "run" / "plan.toml").exists()
+
+
 def test_more_clusters_than_clients_and_nobody_there_are_refused() -> None:
     with pytest.raises(PlanError, match=r"cluster.count: wanted 7 clusters, there are 6 clients"):
         grouped(Rules(KMeans(count=7)), START, NAMES, told(TWO))
@@ -359,6 +371,14 @@ def test_a_client_that_encodes_is_sent_no_adapter(clustered: Run) -> None:
     assert line["down"] < 6 * 400 < clustered.journal[0]["down"] / clustered.plan.rounds
 
 
+def test_the_page_counts_what_forming_clusters_took(clustered: Run) -> None:
+    page = report.write(clustered).read_text("utf-8")
+    row = page[page.index("To form clusters") :].partition("</tr>")[0]
+    first = clustered.journal[0]["clusters"]
+    assert f"{first['up']:,}" in row
+    assert f"{first['down']:,}" in row
+
+
 class StopHere(Exception):  # noqa: N818  it is no error
     """What stops a run in these tests."""
 
@@ -384,8 +404,11 @@ def test_a_clustered_run_resumed_is_the_uninterrupted_one(
 def test_by_loss_each_client_takes_the_adapter_that_knows_it_best(go: Go) -> None:
     run = go(rounds=3, cluster={"kind": "losses", "count": 2}, cohort={"fraction": 1.0})
     assert set(run.clusters["where"].values()) <= {"cluster-1", "cluster-2"}
-    last = run.journal[-1]["clusters"]
-    assert sum(last["members"].values()) == 6
+    lines = [line["clusters"] for line in run.journal]
+    assert sum(lines[-1]["members"].values()) == 6
+    moved = [event["clients"] for line in lines for event in line["events"] if event["event"] == "moved"]
+    sizes = [list(line["members"].values()) for line in lines]
+    assert any(moved) == (sizes != [[3, 3]] * 3)
     assert not same(weights(run, "cluster-1"), weights(run, "cluster-2"))
 
 

@@ -162,6 +162,8 @@ def generate(
         raise typer.BadParameter("wanted one of the two", param_hint="--prompt, --sealed")
     if routed and prompt is None:
         raise typer.BadParameter("reads the prompt itself; give it as --prompt", param_hint="--route")
+    if not routed and (top, spread, gain) != (2, 0.1, 1.0):
+        raise typer.BadParameter("are of --route; add it", param_hint="--top, --spread, --gain")
     voice = sampler(Run(run))
     asked = unseal(read_bytes(sealed), voice.backbone, str(sealed)) if sealed else prompt or ""
     if routed:

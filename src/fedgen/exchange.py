@@ -56,9 +56,9 @@ class Alone:
 class Neighbours:
     """Each cluster takes from the others, most from those most like it: softmax(likeness / temperature).
 
-    One of middling size takes a share of `strength`, in later rounds `fade` times as much each; the odds of taking grow
-    as data gets scarce, by the power `thin` (0: all take the same). Taken are shares `of` whole adapters, for which as
-    much of its own gives way, or of this round's steps, which are added to its own.
+    It takes a share of `strength`, in later rounds `fade` times as much each; with `thin` above 0 the odds of taking
+    grow with that power as data gets scarcer than the mean. Taken are shares `of` this round's steps, which are added
+    to its own, or of whole adapters, for which as much of its own gives way.
     """
 
     strength: Share = 0.5

@@ -32,7 +32,10 @@ PROMPTS, LONGEST = 2, 60  # a client's rows on the sheet of prompts, and the let
 SHEETS = {
     "side-by-side.png": ("Side by side", "the same prompts and the same noise in each row"),
     "rounds.png": ("Round by round", "the global adapter as it grew; the same prompts and noise in each row"),
-    "prompts.png": ("Prompt by prompt", "a prompt of a client a row, an adapter a column; the same noise in each row"),
+    "prompts.png": (
+        "Prompt by prompt",
+        "a prompt of a client a row, an adapter a column; the other cluster is the next one, the hybrid half of both",
+    ),
 }
 
 Held = Mapping[str, Sequence[Document]]  # each client's documents

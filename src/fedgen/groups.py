@@ -11,8 +11,21 @@ import torch
 from torch import Tensor
 
 from fedgen import lora, seeds, tree
-from fedgen.cluster import ROUGH, Clustering, Nothing, centroids, folded, named, nearest, points_of_gram, silhouette
-from fedgen.errors import ClientError, TreeError
+from fedgen.cluster import (
+    ROUGH,
+    Agglomerative,
+    Clustering,
+    KMeans,
+    Losses,
+    Nothing,
+    centroids,
+    folded,
+    named,
+    nearest,
+    points_of_gram,
+    silhouette,
+)
+from fedgen.errors import ClientError, PlanError, TreeError
 from fedgen.exchange import Alone, Exchange, Mixed
 from fedgen.kinship import halves, redundant
 from fedgen.records import GLOBAL, Ask, Failure, Offer, Range, Reply, State, Tree, Update, Use
@@ -21,6 +34,8 @@ from fedgen.records import GLOBAL, Ask, Failure, Offer, Range, Reply, State, Tre
 @dataclass(frozen=True)
 class Hierarchy:
     """How clusters live: formed anew after `every` so many rounds (0: once), each of at least `least` clients.
+
+    Smaller ones are folded into the nearest; by losses, clients go where they do best, and a cluster may get smaller.
 
     Two whose adapters are alike beyond `merge` become one; one whose members' steps agree less than `split` becomes
     two (0: never). Both are cosines of products.
@@ -72,20 +87,34 @@ def grouped(rules: Rules, state: State, names: Sequence[str], ask: Ask) -> tuple
     draw = seeds.generator(rules.seed, turn, "", "cluster")
     told: dict[str, Any] = {}
     silent: list[str] = []
+    small = 0
     if rules.cluster.evidence == "labels":
         return _by_label(rules, state, names), {}
     if rules.cluster.evidence == "losses":
         known, labels = list(names), rules.cluster.group(torch.ones(len(names), 1), draw)
     else:
         known, points, profiles, silent = _evidence(rules, state, names, ask)
-        labels = folded(rules.cluster.group(points, draw), points, rules.hierarchy.least)
+        found = rules.cluster.group(points, draw)
+        labels = folded(found, points, rules.hierarchy.least)
+        small = len(found.unique()) - len(labels.unique())
         state = replace(state, profiles=profiles)
         told = {"silhouette": silhouette(points, labels)}
     where = named(labels, known, state.where, state.adapters)
     events: list[dict[str, Any]] = [{"event": "formed", "from": state.clusters, "into": sorted(set(where.values()))}]
     if moved := sum(state.where.get(name, where[name]) != where[name] for name in where):
         events.append({"event": "moved", "clients": moved})
+    if small:
+        events.append({"event": "folded", "clusters": small, "least": rules.hierarchy.least})
     return _opened(state, where), told | {"events": events + _left_out(silent)}
+
+
+def refuse(rules: Rules, names: Sequence[str]) -> None:
+    """Refuse before the first round what could not be grouped in it."""
+    if rules.cluster.evidence == "labels":
+        _by_label(rules, State(0, {GLOBAL: {}}), names)
+    elif isinstance(rules.cluster, KMeans | Agglomerative | Losses) and rules.cluster.count > len(names):
+        wish = f"wanted {rules.cluster.count} clusters, there are {len(names)} clients; lower it"
+        raise PlanError(f"cluster.count: {wish}")
 
 
 def _by_label(rules: Rules, state: State, names: Sequence[str]) -> State:

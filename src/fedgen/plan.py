@@ -258,7 +258,8 @@ def _agree_on_clusters(plan: Plan) -> None:
     if evidence == "profiles" and isinstance(plan.encode, Silent):
         raise PlanError("cluster: goes by profiles, and encode.kind = 'none' makes none; choose 'ngrams' or another")
     if evidence == "none" and (plan.exchange != Alone() or hierarchy != Hierarchy()):
-        raise PlanError("exchange, hierarchy: are between clusters, and cluster.kind = 'none' makes none; choose one")
+        what = "hierarchy" if plan.exchange == Alone() else "exchange"
+        raise PlanError(f"{what}: is for clusters, and cluster.kind = 'none' makes none; choose another cluster.kind")
     takes = (rule.of, rule.on) if isinstance(rule, Neighbours | Toward) else ("", "")
     if takes[1] == "products" and not isinstance(plan.outer, Plain):
         raise PlanError("exchange and outer: products are factored anew, which an outer step with memory cannot follow")

@@ -118,6 +118,8 @@ def _stepped(server: Server, state: State, tally: _Tally) -> State:
 
 def _together(server: Server, state: State, before: State, tally: _Tally) -> tuple[State, dict[str, Any]]:
     """The clusters after they have learnt from each other, and the global adapter of all of them."""
+    moved = sum(before.where.get(name, cluster) != cluster for name, cluster in state.where.items())
+    moves = [{"event": "moved", "clients": moved}] if moved else []
     state, swapped = exchanged(server.rules, state, before, server.sizes)
     state, joins = merged(server.rules, state, server.sizes)
     state, parts = parted(server.rules, state, before, tally.updates)
@@ -129,7 +131,7 @@ def _together(server: Server, state: State, before: State, tally: _Tally) -> tup
     for cluster in state.where.values():
         held[cluster] += 1
     losses = {cluster: math.fsum(own) / len(own) for cluster, own in sorted(tally.losses.items())}
-    return state, {"members": held, "loss": losses, **swapped, "events": [*joins, *parts]}
+    return state, {"members": held, "loss": losses, **swapped, "events": [*moves, *joins, *parts]}
 
 
 def _whole(server: Server, state: State, weights: Mapping[str, float]) -> Tree:

@@ -179,7 +179,7 @@ def runs_table(runs: Sequence[Run]) -> Table:
     for run in runs:
         scores, yardstick = run.scores, run.yardstick
         pooled = [_pooled(scores, adapter, yardstick) for adapter in kinds]
-        gain = gains_of(scores, "personal", yardstick)
+        gain = next((gain for kind in reversed(kinds) if (gain := gains_of(scores, kind, yardstick))), None)
         rounds, clients = f"{len(run.journal)}/{run.plan.rounds}", str(run.facts.get("clients", ""))
         table.add_row(run.folder.name, rounds, clients, *pooled, f"{gain.mean:.1%}" if gain else "")
     measures = dict.fromkeys(run.yardstick for run in runs)

@@ -12,7 +12,7 @@ from fedgen.exhibit import QUALITY, exhibit, ready
 from fedgen.journal import hold
 from fedgen.places import inprocess
 from fedgen.plan import Plan
-from fedgen.run import PLAN, SHELF, Cost, Finished, Run, Tell, cost_of, go
+from fedgen.run import PLAN, SHELF, Cost, Finished, Run, Tell, cost_of, go, rules_of
 from fedgen.sample import sampler
 from fedgen.store import write_whole
 
@@ -37,6 +37,7 @@ def run(
     ready(settled, backbone)
     place = inprocess.place(settled, backbone, where / SHELF, tell)
     cost_of(settled, place)  # refuses a cohort larger than the clients, before anything is written
+    rules_of(settled, place)  # and more clusters than clients
     with hold(where):
         _refuse_a_run(where)  # another process may have been faster
         write_whole(where / PLAN, plans.write(settled).encode())

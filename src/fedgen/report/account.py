@@ -14,10 +14,12 @@ def wire(run: Digest) -> list[str]:
         return []
     ups, downs = run.sum("up"), run.sum("down")
     checks = [int(sum(line["metrics"].get(f"check_{way}", 0) for line in run.journal)) for way in ("up", "down")]
-    sums = ups + checks[0], downs + checks[1]
+    asked = [sum(line.get("clusters", {}).get(way, 0) for line in run.journal) for way in ("up", "down")]
+    sums = ups + checks[0] + asked[0], downs + checks[1] + asked[1]
     full_up, full_down = sum(run.full_up), sum(run.full_down)
     rows = [
         (f"Adapters, {counted(len(run.journal), 'round')}", f"{ups:,}", f"{downs:,}"),
+        *([("To form clusters", *(f"{part:,}" for part in asked))] if any(asked) else []),
         ("Validation between rounds", *(f"{check:,}" for check in checks)),
         ("Last question: everyone's scores", *_last(run, "up", "down")),
         ("All of it", *(f"{part + run.outcome.get(key, 0):,}" for part, key in zip(sums, ("up", "down"), strict=True))),

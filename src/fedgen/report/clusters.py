@@ -92,7 +92,8 @@ def _worth(run: Digest) -> str:
     head, rows = table_of(run)
     caption = (
         f"{run.yardstick.name.capitalize()} {run.yardstick.unit} on the held-out {run.yardstick.material} of each "
-        "cluster's members under each adapter; lower is better. Took global: how many found the global adapter better"
+        "cluster's members under each adapter; lower is better. Took global: how many found the global adapter better "
+        "on their validation rows"
     )
     return _folded("Every cluster in a table", markup.table(caption, head, rows), len(rows))
 
@@ -111,12 +112,12 @@ def _exchange(run: Digest) -> str:
         cells: list[object] = [Shaded(percent(share), share / most) for share in row]
         cells[at] = percent(row[at])
         rows.append([name, *cells, percent(found["error"].get(name, 0))])
-    rule, made = run.plan.exchange, "what it was made of"
+    rule, made = run.plan.exchange, "is made of these shares of the old ones"
     if isinstance(rule, Neighbours | Toward) and rule.of == "steps":
-        made = "how much it took of another's step of the round beside its own"
+        made = "is its own, and on top these shares of the others' steps of the round"
     caption = (
-        f"What clusters gave each other in round {turns[-1]:,}: a row is a cluster's new adapter, a column {made}, "
-        "shaded by how much is another's. Lost: the share of its energy that did not fit its rank"
+        f"What clusters gave each other in round {turns[-1]:,}: the new adapter of a row {made}, shaded by how much. "
+        "Lost: the share of its energy that did not fit its rank"
     )
     return _folded("Exchange between clusters", markup.table(caption, ["", *names, "Lost"], rows), len(rows))
 

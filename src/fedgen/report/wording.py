@@ -70,6 +70,9 @@ def happened(event: Mapping[str, Any]) -> str:
     """What befell clusters in a round."""
     if event["event"] == "moved":
         return f"{counted(event['clients'], 'client')} moved to another cluster"
+    if event["event"] == "folded":
+        few = f"fewer than {counted(event['least'], 'client')}"
+        return f"{counted(event['clusters'], 'cluster')} of {few} folded into the nearest (hierarchy.least)"
     if event["event"] == "left out":
         return f"{counted(event['clients'], 'client')} in no cluster; the first said: {event['reason']}"
     before, after = listed(event["from"]), listed(event["into"])
