@@ -8,6 +8,7 @@ OUT.json and OUT.png, of all runs that are there.
 """
 
 import argparse
+import functools
 import json
 import sys
 from collections.abc import Mapping, Sequence
@@ -24,6 +25,7 @@ from clusters_figures import arms
 import fedgen
 from fedgen.evaluate import Score, total
 from fedgen.places import inprocess
+from fedgen.plan import Plan
 from fedgen.records import GLOBAL
 from fedgen.run import Run
 from fedgen.store import write_whole
@@ -89,9 +91,16 @@ def worst(gains: Mapping[str, float]) -> float:
 
 def known(run: Run) -> dict[str, tuple[str, int]]:
     """Each client's true group, and how much it holds: characters, or pictures."""
+    plan = run.plan
+    return dealt(Plan(seed=plan.seed, data=plan.data, partition=plan.partition))
+
+
+@functools.cache
+def dealt(plan: Plan) -> dict[str, tuple[str, int]]:
+    """The same of a plan's data and partition alone."""
     return {
         name: (documents[0].label, sum(len(document.text) or 1 for document in documents))
-        for name, documents in inprocess.holdings(run.plan).items()
+        for name, documents in inprocess.holdings(plan).items()
     }
 
 
@@ -181,12 +190,12 @@ def table(result: dict[str, Any]) -> str:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument(
-        "worlds", nargs="*", choices=WORLDS, help="which to run; none named, what is there is collected"
-    )
+    parser.add_argument("worlds", nargs="*", metavar="WORLD", help="glyphs, text, or both; none: only collect")
     parser.add_argument("--work", type=Path, default=Path("runs/clusters"), help="where the runs are kept")
     parser.add_argument("--out", type=Path, default=Path(__file__).parent / "results" / "clusters")
     args = parser.parse_args()
+    if unknown := set(args.worlds) - set(WORLDS):
+        parser.error(f"wanted {' or '.join(WORLDS)}, came {min(unknown)}")
     asked = [(arm, seed) for seed in SEEDS for arm in ARMS] + [(arm, SEEDS[0]) for arm in TRIED]
     for arm, seed in asked:
         for world in args.worlds:
