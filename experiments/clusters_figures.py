@@ -31,7 +31,7 @@ def arms(path: Path, worlds: Mapping[str, Any]) -> None:
         line[0].set_ylabel(f"{world}: {found['measure']}")
         for axes, (key, title) in zip(line[1:], WHOSE.items(), strict=True):
             bars(axes, found["arms"], key)
-            axes.set_title(f"fall below the backbone: {title}", fontsize=9)
+            axes.set_title(f"fall: {title}", fontsize=9)
     known = {name: line for line, name in zip(*grid[0][0].get_legend_handles_labels(), strict=True)}
     figure.legend(known.values(), known, loc="outside upper center", ncols=5, frameon=False, fontsize=9)
     figure.savefig(path)

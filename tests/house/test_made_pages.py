@@ -3,6 +3,8 @@
 import runpy
 from pathlib import Path
 
+import pytest
+
 DOCS = Path(__file__).parents[2] / "docs"
 
 
@@ -12,9 +14,12 @@ def test_the_page_of_keys_says_what_the_parts_say() -> None:
     assert "| `clip` | a number at least 0 | `1.0` |" in page
 
 
-def test_the_readme_shows_the_results_that_are_kept() -> None:
-    page = runpy.run_path(str(DOCS / "results.py"))["page"]()
-    assert (DOCS.parent / "README.md").read_text("utf-8") == page, "run: python docs/results.py"
+@pytest.mark.parametrize(
+    ("page", "script"), [(DOCS.parent / "README.md", "results.py"), (DOCS / "clusters.md", "cluster_results.py")]
+)
+def test_a_page_shows_the_results_that_are_kept(page: Path, script: str) -> None:
+    made = runpy.run_path(str(DOCS / script))["page"]()
+    assert page.read_text("utf-8") == made, f"run: python docs/{script}"
 
 
 def test_the_picture_shows_the_result_that_is_kept() -> None:
