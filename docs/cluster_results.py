@@ -72,7 +72,8 @@ def tried(result: dict[str, Any]) -> list[str]:
     lines += [f"| {name} | {' | '.join(cells([run], 'shared'))} |" for name, run in rows.items()]
     said = (
         "To add others' steps is to take a longer step, too: at twice the learning rate there is less left for "
-        "exchange to add. Shares of whole adapters compound from round to round and cost what a cluster had learnt for itself."
+        "exchange to add. Shares of whole adapters compound from round to round and cost what a cluster had learnt "
+        "for itself."
     )
     return [*lines, "", said]
 
