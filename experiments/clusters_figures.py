@@ -69,7 +69,7 @@ def bars(axes: Axes, found: Mapping[str, Mapping[str, Any]], key: str) -> None:
     axes.set_xticks(range(len(STYLES)), list(STYLES), fontsize=8)
     axes.yaxis.set_major_formatter(PercentFormatter(1, decimals=0))
     axes.axhline(0, color="#596170", linewidth=0.8)
-    axes.set_xlabel("left: shared adapter   right: with a personal step", fontsize=8)
+    axes.set_xlabel("left: shared   right: and a personal step", fontsize=8)
     axes.grid(axis="y", color=RULE)
     axes.set_axisbelow(True)
     axes.spines[["top", "right"]].set_visible(False)
