@@ -11,10 +11,9 @@ import argparse
 import functools
 import json
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
-from statistics import mean
 from typing import Any
 
 import torch
@@ -23,7 +22,7 @@ sys.path.insert(0, str(Path(__file__).parents[1] / "src"))
 from clusters_figures import arms
 
 import fedgen
-from fedgen.evaluate import Score, total
+from fedgen.evaluate import Gains, Score, gains, total
 from fedgen.places import inprocess
 from fedgen.plan import Plan
 from fedgen.records import GLOBAL
@@ -75,18 +74,11 @@ def shared(scores: Mapping[str, Score]) -> str:
     return CLUSTER if CLUSTER in scores else GLOBAL
 
 
-def falls(run: Run, adapter: str) -> dict[str, float]:
-    """By how much each client's measure falls below that of the bare backbone, as a share."""
-    measure = run.yardstick.of
-    return {
-        name: 1 - measure(found[adapter or shared(found)]) / measure(found["backbone"])
-        for name, found in run.scores.items()
-    }
-
-
-def worst(gains: Mapping[str, float]) -> float:
-    """The mean of the worst tenth of the clients."""
-    return mean(sorted(gains.values())[: max(1, len(gains) // 10)])
+def gained(run: Run, adapter: str, names: Iterable[str]) -> Gains:
+    """What these clients gained over the bare backbone by an adapter, or by the shared one."""
+    scores = {name: run.scores[name] for name in names}
+    after = {name: one[adapter or shared(one)] for name, one in scores.items()}
+    return gains({name: one["backbone"] for name, one in scores.items()}, after, run.yardstick)
 
 
 def known(run: Run) -> dict[str, tuple[str, int]]:
@@ -129,10 +121,13 @@ def found(run: Run) -> dict[str, Any]:
     for name, adapter in {"shared": "", "personal": "personal"}.items():
         if name == "shared" and local:
             continue
-        each = falls(run, adapter)
-        measure = run.yardstick.of(total(one[adapter or shared(one)] for one in scores))
-        parts = {"measure": measure, "fall": mean(each.values()), "worst_tenth": worst(each)}
-        result[name] = parts | {"smallest_quarter": mean(each[client] for client in few)}
+        every = gained(run, adapter, run.scores)
+        result[name] = {
+            "measure": run.yardstick.of(total(one[adapter or shared(one)] for one in scores)),
+            "fall": every.mean,
+            "worst_tenth": every.worst_decile,
+            "smallest_quarter": gained(run, adapter, few).mean,
+        }
     return result
 
 
@@ -173,21 +168,6 @@ def collected(world: str, work: Path) -> dict[str, Any]:
     return result
 
 
-def table(result: dict[str, Any]) -> str:
-    """The arms as lines of a page: means of the seeds."""
-    lines = []
-    for world, found in result["worlds"].items():
-        for arm, runs in found["arms"].items():
-            for part in ("shared", "personal"):
-                if values := [run[part] for run in runs.values() if part in run]:
-                    cells = [
-                        f"{mean(value[key] for value in values):.1%}"
-                        for key in ("fall", "worst_tenth", "smallest_quarter")
-                    ]
-                    lines.append(f"| {world} | {arm} | {part} | {' | '.join(cells)} |")
-    return "\n".join(lines)
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("worlds", nargs="*", metavar="WORLD", help="glyphs, text, or both; none: only collect")
@@ -213,7 +193,7 @@ def main() -> None:
     }
     write_whole(args.out.with_suffix(".json"), (json.dumps(result, indent=1) + "\n").encode())
     arms(args.out.with_suffix(".png"), result["worlds"])
-    print(table(result))
+    print(f"{args.out}.json and .png; python docs/cluster_results.py makes the page of it")
 
 
 if __name__ == "__main__":

@@ -10,11 +10,9 @@ DATA as in prompts.py. Written are OUT.json and OUT.png.
 """
 
 import argparse
-import json
 import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -34,6 +32,7 @@ from prompts_data import (
     backbones,
     encoders,
     hands,
+    keep,
     profiles,
     worlds,
 )
@@ -42,7 +41,6 @@ from prompts_figures import recovery
 from fedgen import seeds
 from fedgen.backbones import Backbone, LanguageBackbone
 from fedgen.encode import Profile, noise, states
-from fedgen.store import write_whole
 
 SINGLES = 200  # clients with one prompt, and prompts sent in full, a seed
 LONGEST = 48  # tokens of a prompt sent in full; the few longer ones are no candidates
@@ -224,21 +222,12 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=Path(__file__).parent / "results" / "privacy")
     args = parser.parse_args()
     began, (text, image) = time.monotonic(), backbones()
-    result = {
-        "date": datetime.now(UTC).date().isoformat(),
-        "threads": torch.get_num_threads(),
+    content = {
         "settings": {"seeds": SEEDS, "prompts_a_client": HAND, "asked_about": SINGLES, "longest": LONGEST},
         "profiles": from_profiles(args.data, text, image),
         "in_full": from_full(args.data, text, image),
     }
-    result |= {
-        "minutes": round((time.monotonic() - began) / 60, 1),
-        "minutes_of_cpu": round(time.process_time() / 60, 1),
-    }
-    args.out.parent.mkdir(parents=True, exist_ok=True)
-    write_whole(args.out.with_suffix(".json"), (json.dumps(result, indent=1) + "\n").encode())
-    recovery(args.out.with_suffix(".png"), result)
-    print(f"{args.out}.json and .png, in {result['minutes']} minutes")
+    keep(args.out, began, content, recovery)
 
 
 if __name__ == "__main__":

@@ -8,25 +8,35 @@ are, and groups what it was sent by spherical k-means. Written are OUT.json with
 """
 
 import argparse
-import json
 import sys
 import time
 from collections.abc import Mapping
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 import torch
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "src"))
-from prompts_data import DATA, HAND, MOST, PROFILES, SEEDS, Remembered, backbones, encoders, hands, profiles, worlds
+from prompts_data import (
+    DATA,
+    HAND,
+    MOST,
+    PROFILES,
+    SEEDS,
+    Remembered,
+    backbones,
+    encoders,
+    hands,
+    keep,
+    profiles,
+    worlds,
+)
 from prompts_figures import grouping
 
 from fedgen import seeds
 from fedgen.backbones import Backbone
 from fedgen.cluster import KMeans, ari, nmi
 from fedgen.encode import Profile
-from fedgen.store import write_whole
 
 
 def grouped(world: Mapping[str, str], profile: Profile, encoder: Remembered, backbone: Backbone) -> dict[str, Any]:
@@ -68,19 +78,8 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=Path(__file__).parent / "results" / "prompts")
     args = parser.parse_args()
     began = time.monotonic()
-    found = experiment(args.data)
-    result = {
-        "date": datetime.now(UTC).date().isoformat(),
-        "minutes": round((time.monotonic() - began) / 60, 1),
-        "minutes_of_cpu": round(time.process_time() / 60, 1),
-        "threads": torch.get_num_threads(),
-        "settings": {"seeds": SEEDS, "prompts_a_client": HAND, "clients_a_category": MOST},
-        "worlds": found,
-    }
-    args.out.parent.mkdir(parents=True, exist_ok=True)
-    write_whole(args.out.with_suffix(".json"), (json.dumps(result, indent=1) + "\n").encode())
-    grouping(args.out.with_suffix(".png"), result)
-    print(f"{args.out}.json and .png, in {result['minutes']} minutes")
+    settings = {"seeds": SEEDS, "prompts_a_client": HAND, "clients_a_category": MOST}
+    keep(args.out, began, {"settings": settings, "worlds": experiment(args.data)}, grouping)
 
 
 if __name__ == "__main__":

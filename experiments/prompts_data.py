@@ -3,8 +3,10 @@
 import csv
 import json
 import os
-from collections.abc import Mapping, Sequence
+import time
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +16,7 @@ from torch import Tensor
 from fedgen import seeds
 from fedgen.backbones import Backbone, Diffusion, Language
 from fedgen.encode import Encoder, Ngrams, Own, Profile
+from fedgen.store import write_whole
 
 DATA = Path(os.environ.get("FEDGEN_DATA") or Path(__file__).parents[2] / "shared" / "data")
 SEEDS = 0, 1, 2
@@ -100,3 +103,14 @@ def profiles(held: Sequence[Hand], profile: Profile, encoder: Encoder, backbone:
     draws = [seeds.generator(seed, -1, hand.name, "profile") for hand in held]
     each = zip(held, draws, strict=True)
     return torch.cat([profile.of(hand.prompts, encoder, backbone, draw) for hand, draw in each])
+
+
+def keep(out: Path, began: float, content: Mapping[str, Any], draw: Callable[[Path, dict[str, Any]], None]) -> None:
+    """Write OUT.json, the content with date, threads and the time since `began`; and OUT.png as it is drawn of that."""
+    minutes = round((time.monotonic() - began) / 60, 1)
+    said = {"date": datetime.now(UTC).date().isoformat(), "minutes": minutes}
+    said |= {"minutes_of_cpu": round(time.process_time() / 60, 1), "threads": torch.get_num_threads()}
+    result = said | dict(content)
+    write_whole(out.with_suffix(".json"), (json.dumps(result, indent=1) + "\n").encode())
+    draw(out.with_suffix(".png"), result)
+    print(f"{out}.json and .png, in {minutes} minutes")

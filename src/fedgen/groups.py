@@ -19,13 +19,14 @@ from fedgen.cluster import (
     Losses,
     Nothing,
     centroids,
+    enough,
     folded,
     named,
     nearest,
     points_of_gram,
     silhouette,
 )
-from fedgen.errors import ClientError, PlanError, TreeError
+from fedgen.errors import ClientError, TreeError
 from fedgen.exchange import Alone, Exchange, Mixed
 from fedgen.kinship import halves, redundant
 from fedgen.records import GLOBAL, Ask, Failure, Offer, Range, Reply, State, Tree, Update, Use
@@ -84,12 +85,12 @@ def grouped(rules: Rules, state: State, names: Sequence[str], ask: Ask) -> tuple
     again = every and (turn - 1) % every == 0 and rules.cluster.evidence in ("profiles", "adapters")
     if rules.cluster.evidence == "none" or not (turn == 1 or again):
         return state, {}
+    if rules.cluster.evidence == "labels":
+        return _opened(state, _labelled(rules, names)), {}
     draw = seeds.generator(rules.seed, turn, "", "cluster")
     told: dict[str, Any] = {}
     silent: list[str] = []
     small = 0
-    if rules.cluster.evidence == "labels":
-        return _by_label(rules, state, names), {}
     if rules.cluster.evidence == "losses":
         known, labels = list(names), rules.cluster.group(torch.ones(len(names), 1), draw)
     else:
@@ -111,17 +112,17 @@ def grouped(rules: Rules, state: State, names: Sequence[str], ask: Ask) -> tuple
 def refuse(rules: Rules, names: Sequence[str]) -> None:
     """Refuse before the first round what could not be grouped in it."""
     if rules.cluster.evidence == "labels":
-        _by_label(rules, State(0, {GLOBAL: {}}), names)
-    elif isinstance(rules.cluster, KMeans | Agglomerative | Losses) and rules.cluster.count > len(names):
-        wish = f"wanted {rules.cluster.count} clusters, there are {len(names)} clients; lower it"
-        raise PlanError(f"cluster.count: {wish}")
+        _labelled(rules, names)
+    elif isinstance(rules.cluster, KMeans | Agglomerative | Losses):
+        enough("count", rules.cluster.count, len(names))
 
 
-def _by_label(rules: Rules, state: State, names: Sequence[str]) -> State:
+def _labelled(rules: Rules, names: Sequence[str]) -> dict[str, str]:
+    """The cluster of each client by its known label."""
     if unknown := [name for name in names if not rules.labels.get(name)]:
         wish = "wanted a known label to group by, came none; choose another cluster.kind"
         raise ClientError(f"client '{unknown[0]}': {wish}")
-    return _opened(state, {name: f"cluster-{rules.labels[name]}" for name in names})
+    return {name: f"cluster-{rules.labels[name]}" for name in names}
 
 
 def _evidence(
@@ -134,15 +135,22 @@ def _evidence(
     turn, by_profile = state.round + 1, rules.cluster.evidence == "profiles"
     question = offers(state, names, turn, "encode") if by_profile else offers(_flat(state), names, turn, "train")
     replies = sorted(ask(question), key=lambda reply: reply.client)
-    profiles, silent = _profiles(replies) if by_profile else ({}, _reasons(replies))
-    steps, unfit = ({}, []) if by_profile else _steps(state, replies)
-    silent = silent + unfit
+    profiles: dict[str, Tensor] = {}
+    steps: dict[str, Tree] = {}
+    if by_profile:
+        profiles, silent = _profiles(replies)
+    else:
+        steps, silent = _steps(state, replies)
     if not profiles and not steps:
         first = silent[0] if silent else "nobody answered"
         raise ClientError(f"round {turn}: none of {len(names)} clients could be grouped; the first said: {first}")
-    if by_profile:
-        return list(profiles), torch.stack([profile[0] for profile in profiles.values()]), profiles, silent
-    return list(steps), points_of_gram(lora.cosines(list(steps.values()))), {}, silent
+    points = _points(profiles) if by_profile else points_of_gram(lora.cosines(list(steps.values())))
+    return [*profiles, *steps], points, profiles, silent
+
+
+def _points(profiles: Mapping[str, Tensor]) -> Tensor:
+    """The largest taste of each client."""
+    return torch.stack([profile[0] for profile in profiles.values()])
 
 
 def _steps(state: State, replies: Sequence[Reply]) -> tuple[dict[str, Tree], list[str]]:
@@ -157,7 +165,8 @@ def _steps(state: State, replies: Sequence[Reply]) -> tuple[dict[str, Tree], lis
         else:
             if not tree.is_finite(adapter):
                 flaws[name] = f"adapter of client '{name}': wanted finite numbers, came others"
-    return {name: adapter for name, adapter in sent.items() if name not in flaws}, list(flaws.values())
+    kept = {name: adapter for name, adapter in sent.items() if name not in flaws}
+    return kept, [*_reasons(replies), *flaws.values()]
 
 
 def _flat(state: State) -> State:
@@ -214,7 +223,7 @@ def joined(rules: Rules, state: State, names: Sequence[str], ask: Ask) -> tuple[
     events = _left_out(silent)
     if not profiles:
         return state, events
-    at = nearest(torch.stack([profile[0] for profile in profiles.values()]), centres).tolist()
+    at = nearest(_points(profiles), centres).tolist()
     where = {name: clusters[place] for name, place in zip(profiles, at, strict=True)}
     return replace(state, where={**state.where, **where}, profiles={**state.profiles, **profiles}), events
 

@@ -18,7 +18,7 @@ from fedgen import lora, plan, roster, seeds, tree
 from fedgen.cohort import Uniform, wanted
 from fedgen.errors import StoreError
 from fedgen.evaluate import Score, Yardstick, total, yardstick_of
-from fedgen.groups import Rules, choice, offers, refuse
+from fedgen.groups import Rules, choice, offers
 from fedgen.journal import Journal, line_of, load_checkpoint, save_checkpoint
 from fedgen.plan import Plan
 from fedgen.records import GLOBAL, Ask, Failure, Report, State, Tree, Update
@@ -163,8 +163,8 @@ def go(folder: Path, settled: Plan, place: Place, tell: Tell) -> Run:
     place.shelf.rewind(state.round)
     names = sorted(place.sizes)
     tell(Began(folder, settled, place.facts, state.round))
-    rules = rules_of(settled, place)
-    server = Server(settled.seed, names, place.sizes, settled.cohort, settled.aggregate, settled.outer, rules)
+    parts = settled.cohort, settled.aggregate, settled.outer, rules_of(settled, place)
+    server = Server(settled.seed, names, place.sizes, *parts)
     while state.round < settled.rounds:
         state, report = play(server, state, place.ask)
         report = _checked(report, state, server, settled, place)
@@ -180,10 +180,8 @@ def go(folder: Path, settled: Plan, place: Place, tell: Tell) -> Run:
 
 
 def rules_of(settled: Plan, place: Place) -> Rules:
-    """What the server groups this place's clients by, if it can."""
-    rules = Rules(settled.cluster, settled.hierarchy, settled.exchange, place.labels, settled.seed)
-    refuse(rules, sorted(place.sizes))
-    return rules
+    """What the server groups this place's clients by."""
+    return Rules(settled.cluster, settled.hierarchy, settled.exchange, place.labels, settled.seed)
 
 
 def _settle_facts(folder: Path, facts: Mapping[str, Any]) -> None:

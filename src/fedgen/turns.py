@@ -113,8 +113,9 @@ def _own_start(site: Site, offer: Offer) -> Start | None:
     own = site.shelf.get(offer.client)
     each_round = site.personal.each_round
     due = (offer.use == "train" and each_round) or (offer.use == "score" and (own is None or not each_round))
-    fresh = functools.partial(site.bank.fresh, _draw(site, offer, OWN, "start"))
-    return site.personal.begin(own, offer, fresh) if due else None
+    if not due:
+        return None
+    return site.personal.begin(own, offer, functools.partial(site.bank.fresh, _draw(site, offer, OWN, "start")))
 
 
 def _train(site: Site, starts: Sequence[tuple[Offer, Start]], what: str) -> dict[str, Trained]:

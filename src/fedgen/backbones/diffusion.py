@@ -255,10 +255,10 @@ class DiffusionBackbone:
     def _opened(self, sealed: Rows) -> Rows:
         """A sealed prompt, if this network can be told it."""
         like = (self._empty if isinstance(self.condition, Prompts) else None) or {}
-        came = {key: tuple(value.shape) for key, value in sealed.items()}
-        if not like or came != {key: tuple(value.shape) for key, value in like.items()} or not is_finite(sealed):
-            wish = {key: tuple(value.shape) for key, value in like.items()} if like else "a class"
-            raise BackboneError(f"sealed prompt: wanted finite {wish}, came {came}; seal it for this backbone")
+        came, wish = ({key: tuple(value.shape) for key, value in one.items()} for one in (sealed, like))
+        if not like or came != wish or not is_finite(sealed):
+            said = f"wanted finite {wish or 'a class'}, came {came}"
+            raise BackboneError(f"sealed prompt: {said}; seal it for this backbone")
         return {key: value.to(like[key]) for key, value in sealed.items()}
 
     @torch.no_grad()

@@ -234,12 +234,14 @@ class LanguageBackbone:
         """What a device sends in place of a prompt: the states that the model's first layer reads, a row a token."""
         if getattr(self.network.config, "hidden_size_per_layer_input", 0):
             raise BackboneError(f"sealed prompt: every layer of '{self.name}' reads the tokens; send the prompt itself")
-        return {"states": self._embedded(self._ids(prompt))[0].cpu()}
+        return {"states": self._embedded(self._batch(prompt))[0].cpu()}
 
-    def _ids(self, prompt: str) -> Tensor:
-        """A batch of one prompt's tokens, behind the one that stands between documents."""
-        ids = [self.end, *self.tokenizer(prompt, add_special_tokens=False, verbose=False)["input_ids"]]
-        return torch.tensor([ids], device=next(self.network.parameters()).device)
+    def ids(self, prompt: str) -> list[int]:
+        """A prompt's tokens as the model learnt them, behind the one that stands between documents."""
+        return [self.end, *self.tokenizer(prompt, add_special_tokens=False, verbose=False)["input_ids"]]
+
+    def _batch(self, prompt: str) -> Tensor:
+        return torch.tensor([self.ids(prompt)], device=next(self.network.parameters()).device)
 
     def _embedded(self, ids: Tensor) -> Tensor:
         found: Tensor = self.network.get_input_embeddings()(ids)  # type: ignore[operator]
@@ -249,7 +251,7 @@ class LanguageBackbone:
     def write(self, prompt: str | Rows, *, tokens: int, temperature: float, draw: torch.Generator) -> Iterator[str]:
         """Continue a prompt, plain or sealed, or as much of its end as leaves room; at 0 the likeliest."""
         kind = "input_ids" if isinstance(prompt, str) else "inputs_embeds"
-        given = self._ids(prompt) if isinstance(prompt, str) else self._opened(prompt)
+        given = self._batch(prompt) if isinstance(prompt, str) else self._opened(prompt)
         given = given[:, -max(self.reach - tokens, 1) :]
         past, told = None, ""
         made: list[int] = []
@@ -268,7 +270,7 @@ class LanguageBackbone:
 
     def _opened(self, sealed: Rows) -> Tensor:
         """The states of a sealed prompt, as a batch of one, if this model can read them."""
-        like, states = self._embedded(self._ids("")), sealed.get("states", torch.empty(0))
+        like, states = self._embedded(self._batch("")), sealed.get("states", torch.empty(0))
         if states.dim() != 2 or not len(states) or states.shape[1] != like.shape[2] or not states.isfinite().all():
             wish = f"a row of {like.shape[2]} finite numbers for each token"
             raise BackboneError(f"sealed prompt: wanted {wish}, came {tuple(states.shape)}; seal it for this backbone")

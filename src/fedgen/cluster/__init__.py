@@ -3,7 +3,7 @@
 from fedgen.cluster.names import named
 from fedgen.cluster.points import ROUGH, centroids, folded, nearest, plane, points_of_gram
 from fedgen.cluster.quality import ari, nmi, silhouette
-from fedgen.cluster.rules import Agglomerative, Clustering, Hdbscan, KMeans, Losses, Nothing, Oracle
+from fedgen.cluster.rules import Agglomerative, Clustering, Hdbscan, KMeans, Losses, Nothing, Oracle, enough
 
 __all__ = [
     "CLUSTERS",
@@ -17,6 +17,7 @@ __all__ = [
     "Oracle",
     "ari",
     "centroids",
+    "enough",
     "folded",
     "named",
     "nearest",

@@ -67,7 +67,7 @@ class KMeans:
         def find(ordered: Tensor) -> Tensor:
             if self.count:
                 return kmeans(ordered, self.count, draw)
-            _enough("fewest", self.fewest, ordered)
+            enough("fewest", self.fewest, len(ordered))
             most = min(self.most, len(ordered) - 1)  # where every point is a cluster, nothing is measured
             return kmeans(ordered, chosen(ordered, self.fewest, most, draw), draw)
 
@@ -144,7 +144,7 @@ class Losses:
 
     def group(self, points: Tensor, draw: torch.Generator) -> Tensor:
         """The beginning: at random, in numbers that differ by at most one."""
-        _enough("count", self.count, points)
+        enough("count", self.count, len(points))
         return (torch.arange(len(points)) % self.count)[torch.randperm(len(points), generator=draw)]
 
 
@@ -161,15 +161,16 @@ class Oracle:
         return labels
 
 
-def _enough(key: str, count: int, points: Tensor) -> None:
-    if count > len(points):
-        raise PlanError(f"cluster.{key}: wanted {count} clusters, there are {len(points)} clients; lower it")
+def enough(key: str, count: int, clients: int) -> None:
+    """Refuse more clusters than there are clients."""
+    if count > clients:
+        raise PlanError(f"cluster.{key}: wanted {count} clusters, there are {clients} clients; lower it")
 
 
 def _grouped(points: Tensor, count: int, find: Callable[[Tensor], Tensor]) -> Tensor:
     """What a rule finds in the points when they stand in an order of their own."""
     check(points)
-    _enough("count", count, points)
+    enough("count", count, len(points))
     if are_one(points):
         return torch.zeros(len(points), dtype=torch.long)
     order = in_order(points)

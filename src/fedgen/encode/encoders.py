@@ -156,8 +156,7 @@ def states(texts: Sequence[str], backbone: Backbone) -> tuple[Tensor, Tensor]:
 def _ids_after_end(backbone: LanguageBackbone, texts: Sequence[str]) -> tuple[Tensor, Tensor]:
     """Tokens as the model learnt them, behind the one that stands between documents; and which are not padding."""
     most = min(backbone.reach, LONGEST)
-    read = [backbone.tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"] for text in texts]
-    rows = [torch.tensor([backbone.end, *row][:most]) for row in read]
+    rows = [torch.tensor(backbone.ids(text)[:most]) for text in texts]
     seen = [torch.ones_like(row) for row in rows]
     return nn.utils.rnn.pad_sequence(rows, True, backbone.end), nn.utils.rnn.pad_sequence(seen, True)
 

@@ -9,6 +9,7 @@ from fedgen import plan as plans
 from fedgen.backbones import Backbone, LanguageBackbone
 from fedgen.errors import StoreError
 from fedgen.exhibit import QUALITY, exhibit, ready
+from fedgen.groups import refuse
 from fedgen.journal import hold
 from fedgen.places import inprocess
 from fedgen.plan import Plan
@@ -37,7 +38,7 @@ def run(
     ready(settled, backbone)
     place = inprocess.place(settled, backbone, where / SHELF, tell)
     cost_of(settled, place)  # refuses a cohort larger than the clients, before anything is written
-    rules_of(settled, place)  # and more clusters than clients
+    refuse(rules_of(settled, place), sorted(place.sizes))
     with hold(where):
         _refuse_a_run(where)  # another process may have been faster
         write_whole(where / PLAN, plans.write(settled).encode())
