@@ -32,7 +32,7 @@ from fedgen.backbones import Diffusion, DiffusionBackbone
 from fedgen.backbones.conditions import CALLS, Prompts
 from fedgen.backbones.schedule import schedule_of
 from fedgen.bank import Bank
-from fedgen.client import Job, Training, order, train
+from fedgen.client import Job, Start, Training, order, train
 from fedgen.data.deal import count, take
 from fedgen.data.glyphs import prompt_of
 from fedgen.records import Document, Rows, Tree
@@ -155,7 +155,7 @@ class Turns:
     def __init__(self, backbone: DiffusionBackbone, adapters: Sequence[Tree], steps: int) -> None:
         self.backbone, self.training = backbone, Training(batch=BATCH, steps=steps)
         self.jobs = [
-            Job(str(at), adapters[0], self._rows(at), partial(seeds.generator, SEED, 1, str(at)))
+            Job(str(at), Start(adapters[0]), self._rows(at), partial(seeds.generator, SEED, 1, str(at)))
             for at in range(COHORT)
         ]
         self.peft = wrapped(backbone, adapters[:1])

@@ -22,7 +22,7 @@ from peft import LoraConfig, get_peft_model, get_peft_model_state_dict, set_peft
 
 from fedgen import places, seeds
 from fedgen.bank import Bank
-from fedgen.client import Job, Training, order, train
+from fedgen.client import Job, Start, Training, order, train
 from fedgen.data.deal import count, take
 from fedgen.journal import Journal, line_of, save_checkpoint
 from fedgen.places import inprocess
@@ -55,7 +55,7 @@ class Bench:
         """A job a client, all from the same start."""
         start = bank.fresh(torch.Generator().manual_seed(0))
         return [
-            Job(name, start, held.train, lambda use, name=name: seeds.generator(0, 1, name, use))
+            Job(name, Start(start), held.train, lambda use, name=name: seeds.generator(0, 1, name, use))
             for name, held in self.held.items()
         ]
 

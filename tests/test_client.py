@@ -12,7 +12,7 @@ import torch
 from fedgen import seeds
 from fedgen.backbones import Language, LanguageBackbone
 from fedgen.bank import Bank
-from fedgen.client import PASS_TOKENS, Drops, Job, Stepper, Training, order, train, width
+from fedgen.client import PASS_TOKENS, Drops, Job, Start, Stepper, Training, order, train, width
 from fedgen.data.deal import take
 from fedgen.records import Document, Rows
 
@@ -34,7 +34,7 @@ def drawn(seed: int = 0) -> torch.Generator:
 
 
 def job(bank: Bank, rows: Rows, name: str = "ann") -> Job:
-    return Job(name, bank.fresh(drawn()), rows, functools.partial(seeds.generator, 0, 1, name))
+    return Job(name, Start(bank.fresh(drawn())), rows, functools.partial(seeds.generator, 0, 1, name))
 
 
 # ---- which rows
@@ -154,11 +154,11 @@ def test_each_mask_is_its_jobs_own() -> None:
 
 def test_training_learns_and_leaves_its_start_alone(backbone: LanguageBackbone, bank: Bank, rows: Rows) -> None:
     task = job(bank, take(rows, torch.arange(2)))
-    before = {key: value.clone() for key, value in task.start.items()}
+    before = {key: value.clone() for key, value in task.start.adapter.items()}
     (first,) = train(Training(lr=0.02, batch=2, steps=1), backbone, bank, [task])
     (last,) = train(Training(lr=0.02, batch=2, steps=20), backbone, bank, [task])
     assert last.loss < first.loss - 0.1
-    assert all(torch.equal(task.start[key], before[key]) for key in before)
+    assert all(torch.equal(task.start.adapter[key], before[key]) for key in before)
     assert last.adapter.keys() == before.keys()
     assert not last.adapter["base_model.model.model.layers.0.self_attn.q_proj.lora_B.weight"].requires_grad
 
@@ -195,6 +195,6 @@ def test_a_strong_proximal_pull_stays_nearer_to_the_start(backbone: LanguageBack
     def far(proximal: float) -> float:
         training = Training(optimizer="sgd", lr=0.2, batch=2, clip=0.0, epochs=3, proximal=proximal)
         (done,) = train(training, backbone, bank, [task])
-        return sum(float((done.adapter[key] - task.start[key]).square().sum()) for key in task.start)
+        return sum(float((done.adapter[key] - task.start.adapter[key]).square().sum()) for key in task.start.adapter)
 
     assert far(2.0) < 0.5 * far(0.0)

@@ -33,8 +33,8 @@ def refused(source: Any, *settings: str) -> str:
 WRONG: list[tuple[dict[str, Any], str]] = [
     # keys that are not there
     ({"rund": 3}, ("plan: 'rund' is not one of name, seed, rounds, place, backbone, adapter, data, partition, "
-                   "deal, training, encode, profile, cluster, hierarchy, exchange, cohort, aggregate, outer, personal, "
-                   "evaluate, quality")),
+                   "deal, training, encode, profile, cluster, hierarchy, exchange, cohort, share, aggregate, outer, "
+                   "personal, evaluate, quality")),
     ({"adapter": {"r": 4}}, "adapter.r: no such key; Adapter has rank, targets"),
     ({"data": {"path": "x"}}, "data.path: no such key; Stdlib has limit, modules, piece"),
     ({"personal": {"kind": "none", "epochs": 1}}, "personal.epochs: no such key; Nothing has no keys but kind"),

@@ -1,7 +1,8 @@
 """How updates become one adapter: a rule opens a fold, which takes updates in any order and closes to the same."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Literal, Protocol
+from typing import ClassVar, Literal, Protocol
 
 from fedgen import lora, tree
 from fedgen.errors import TreeError
@@ -10,6 +11,10 @@ from fedgen.records import Tree, Update
 
 class Fold(Protocol):
     """Updates under way."""
+
+    @property
+    def told(self) -> Mapping[str, float]:
+        """What a round's line should say of the folding, once it is closed."""
 
     def add(self, update: Update) -> None:
         """Take one update in."""
@@ -20,6 +25,13 @@ class Fold(Protocol):
 
 class Aggregate(Protocol):
     """A rule that makes one adapter of many."""
+
+    @property
+    def anew(self) -> bool:
+        """Whether it factors anew, so that the new factors are not to be compared with the old ones."""
+
+    def widest(self, rank: int) -> int:
+        """The rank that it makes at most of updates of this one."""
 
     def fold(self, like: Tree) -> Fold:
         """A new fold for updates of an adapter shaped like this one."""
@@ -35,6 +47,11 @@ class Average:
     """The weighted mean of the factors A and B, each apart (FedIT): cheap, and off by their covariance."""
 
     weight: Literal["examples", "uniform"] = "examples"
+    anew: ClassVar[bool] = False
+
+    def widest(self, rank: int) -> int:
+        """The same."""
+        return rank
 
     def fold(self, like: Tree) -> Fold:
         """A fold that keeps one sum, however many updates come."""
@@ -42,6 +59,8 @@ class Average:
 
 
 class _Mean:
+    told: ClassVar[Mapping[str, float]] = {}
+
     def __init__(self, rule: Average, like: Tree) -> None:
         self.rule, self.like, self.sum = rule, like, tree.Sum()
 
@@ -58,6 +77,11 @@ class Exact:
     """The weighted mean of the products B A, as the best factors of the offered rank: takes updates of any rank."""
 
     weight: Literal["examples", "uniform"] = "examples"
+    anew: ClassVar[bool] = True
+
+    def widest(self, rank: int) -> int:
+        """The same."""
+        return rank
 
     def fold(self, like: Tree) -> Fold:
         """A fold that keeps the factors until the end, as their products have no shorter sum."""
@@ -65,6 +89,8 @@ class Exact:
 
 
 class _Stack:
+    told: ClassVar[Mapping[str, float]] = {}
+
     def __init__(self, rule: Exact, like: Tree) -> None:
         self.rule, self.like = rule, like
         self.updates: dict[str, Update] = {}

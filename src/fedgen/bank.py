@@ -61,6 +61,10 @@ class Layout:
             parts += [a.flatten(), b.flatten()]
         return torch.cat(parts)
 
+    def rank_of(self, adapter: Tree) -> int:
+        """The rank at which `tree` gives this adapter back."""
+        return lora.rank(adapter)
+
     def tree(self, line: Tensor, rank: int) -> Tree:
         """The tree of this rank that lies in a line."""
         found: Tree = {}

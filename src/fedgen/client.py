@@ -8,15 +8,15 @@ gradient is its own, and all that couples numbers (the clipped norm, the schedul
 import contextlib
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Annotated, Literal
 
 import torch
 from torch import Tensor
 
-from fedgen import lora
 from fedgen.backbones import Backbone
 from fedgen.bank import Bank
+from fedgen.chart import Chart, chart_of
 from fedgen.data.deal import count, join, take
 from fedgen.records import Range, Rows, Tree
 
@@ -31,6 +31,10 @@ class Training:
     `warmup` is the share of steps in which the rate rises, `cooldown` that in which it falls. `decay` pulls the adapter
     to zero and `proximal` to what was offered, `clip` is the longest gradient (0: any), `momentum` is SGD's, `dropout`
     is of the adapter's input. `cohort` is how many clients share a pass (0: as many as memory carries).
+
+    With `ahead`, the gradient is taken where a step of that rate on the first half of the batch would lead, on the
+    other half (Per-FedAvg). With `follow`, what was offered goes after the adapter: so large a share of the way, every
+    `inner` steps; it is what is sent (pFedMe).
     """
 
     optimizer: Literal["adamw", "sgd"] = "adamw"
@@ -46,31 +50,45 @@ class Training:
     proximal: Annotated[float, Range(0)] = 0.0
     dropout: Annotated[float, Range(0, 0.9)] = 0.0
     cohort: Annotated[int, Range(0)] = 0
+    ahead: Annotated[float, Range(0)] = 0.0
+    follow: Annotated[float, Range(0, 1)] = 0.0
+    inner: Annotated[int, Range(1)] = 1
+
+
+@dataclass(frozen=True)
+class Start:
+    """What an adapter's training starts from.
+
+    Of its numbers those move where `free` is one (None: all); what `proximal` pulls to is `anchor` (None: the start).
+    With a `frame`, B is the frame's B times a square factor, and nothing but that factor is trained.
+    """
+
+    adapter: Tree
+    free: Tree | None = None
+    anchor: Tree | None = None
+    frame: Tree | None = None
 
 
 @dataclass(frozen=True)
 class Job:
-    """One adapter to train on one client's rows; `draw(use)` gives the job's own generators.
-
-    Of the adapter's numbers those move where `free` is one (None: all).
-    """
+    """One adapter to train on one client's rows; `draw(use)` gives the job's own generators."""
 
     name: str
-    start: Tree
+    start: Start
     rows: Rows
     draw: Callable[[str], torch.Generator]
-    free: Tree | None = None
 
 
 @dataclass(frozen=True)
 class Trained:
-    """What came of a job: the adapter, its mean training loss, and how much was done."""
+    """What came of a job: the adapter, its mean training loss, and how much was done; and where the anchor went."""
 
     name: str
     adapter: Tree
     loss: float
     steps: int
     terms: int
+    anchor: Tree = field(default_factory=dict)
 
 
 def order(training: Training, rows: int, draw: torch.Generator) -> Tensor:
@@ -133,50 +151,87 @@ class Drops:
         return rows * (torch.stack(drawn) >= self.share).to(rows) / (1 - self.share)
 
 
+class Passes:
+    """The batches of a table of jobs, and the gradient of each job's own loss at its own line."""
+
+    def __init__(self, training: Training, backbone: Backbone, bank: Bank, jobs: Sequence[Job]) -> None:
+        self.training, self.backbone, self.bank, self.jobs = training, backbone, bank, jobs
+        self.noise, self.masks = [job.draw("noise") for job in jobs], [job.draw("dropout") for job in jobs]
+
+    def slope(self, lines: Tensor, picks: Tensor, chart: Chart) -> tuple[Tensor, Tensor, Tensor]:
+        """The gradient, mean loss and terms of the first len(picks) jobs on the rows picked; -1 picks none."""
+        n = len(picks)
+        taken = [take(job.rows, pick.clamp(min=0)) for job, pick in zip(self.jobs[:n], picks, strict=True)]
+        rows = join([self.backbone.draw(own, draw) for own, draw in zip(taken, self.noise[:n], strict=True)])
+        leaf = lines.detach().requires_grad_()
+        drop = Drops(self.training.dropout, self.masks[:n]) if self.training.dropout else None
+        with self.bank.carry(chart.up(leaf), drop=drop), precision(lines.device):
+            sums, counts = self.backbone.losses(rows)
+        real = (picks >= 0).to(sums.device)
+        sums, counts = sums.view(n, -1) * real, counts.view(n, -1) * real
+        each = sums.sum(1) / counts.sum(1).clamp(min=1)
+        (slope,) = torch.autograd.grad(each.sum(), leaf)
+        return slope, each.detach(), counts.sum(1)
+
+    def ahead(self, lines: Tensor, picks: Tensor, chart: Chart) -> tuple[Tensor, Tensor, Tensor]:
+        """The same, where a step on half of each batch leads, and on the other half, if there is one (first-order MAML)."""
+        first, second = picks[:, ::2], picks[:, 1::2]
+        second = second.where((second >= 0).any(1, keepdim=True), first[:, : second.shape[1]])
+        second = second if second.shape[1] else first
+        slope, each, terms = self.slope(lines, first, chart)
+        slope, _, more = self.slope(lines - self.training.ahead * slope, second, chart)
+        return slope, each, terms + more
+
+
 def train(training: Training, backbone: Backbone, bank: Bank, jobs: Sequence[Job]) -> list[Trained]:
     """Train every job, all in one pass a step, with the same result as one at a time."""
     plans = {job.name: order(training, count(job.rows), job.draw("order")) for job in jobs}
     jobs = sorted(jobs, key=lambda job: -len(plans[job.name]))
     steps = torch.tensor([len(plans[job.name]) for job in jobs])
-    start = torch.stack([bank.layout.vector(job.start) for job in jobs]).to(bank.lines)
+    chart = chart_of(bank.layout, jobs[0].start.frame)
+    start = chart.down(_stacked(bank, [job.start.adapter for job in jobs]))
+    anchor = chart.down(_stacked(bank, [job.start.anchor or job.start.adapter for job in jobs]))
     lines, stepper, free = start.clone(), Stepper(training, start), _free(bank, jobs)
-    noise, masks = [job.draw("noise") for job in jobs], [job.draw("dropout") for job in jobs]
+    passes = Passes(training, backbone, bank, jobs)
     losses, terms = torch.zeros(len(jobs)), torch.zeros(len(jobs), dtype=torch.long)
     for at in range(int(steps.max())):
         n = int((steps > at).sum())
         picks = torch.stack([plans[job.name][at] for job in jobs[:n]])
-        taken = [take(job.rows, pick.clamp(min=0)) for job, pick in zip(jobs[:n], picks, strict=True)]
-        rows = join([backbone.draw(own, draw) for own, draw in zip(taken, noise[:n], strict=True)])
-        leaf = lines[:n].detach().requires_grad_()
-        drop = Drops(training.dropout, masks[:n]) if training.dropout else None
-        with bank.carry(leaf, drop=drop), precision(lines.device):
-            sums, counts = backbone.losses(rows)
-        real = (picks >= 0).to(sums.device)
-        sums, counts = sums.view(n, -1) * real, counts.view(n, -1) * real
-        each = sums.sum(1) / counts.sum(1).clamp(min=1)
-        (slope,) = torch.autograd.grad(each.sum(), leaf)
+        slope, each, seen = (passes.ahead if training.ahead else passes.slope)(lines[:n], picks, chart)
         if training.proximal:
-            slope = slope + training.proximal * (leaf.detach() - start[:n])
-        if free is None:
-            stepper.step(lines, slope, at, steps.to(lines.device))
-        else:
-            stepper.step(lines, slope.where(free[:n], 0), at, steps.to(lines.device))
+            slope = slope + training.proximal * (lines[:n] - anchor[:n])
+        if free is not None:
+            slope = slope.where(free[:n], 0)
+        stepper.step(lines, slope, at, steps.to(lines.device))
+        if free is not None:
             lines = lines.where(free, start)  # decay pulls at what stands still, too
-        losses[:n] += each.detach().cpu()
-        terms[:n] += counts.sum(1).cpu()
-    done = zip(jobs, lines.cpu(), (losses / steps).tolist(), steps.tolist(), terms.tolist(), strict=True)
+        if training.follow and (at + 1) % training.inner == 0:
+            anchor[:n].lerp_(lines[:n], training.follow)
+        losses[:n] += each.cpu()
+        terms[:n] += seen.cpu()
+    ends, went = chart.up(lines).cpu(), chart.up(anchor).cpu() if training.follow else [None] * len(jobs)
+    done = zip(jobs, ends, went, (losses / steps).tolist(), steps.tolist(), terms.tolist(), strict=True)
     return [
-        Trained(job.name, bank.layout.tree(line, lora.rank(job.start)), loss, int(own), int(seen))
-        for job, line, loss, own, seen in done
+        Trained(job.name, _tree(bank, line, job), loss, int(own), int(seen), _tree(bank, to, job))
+        for job, line, to, loss, own, seen in done
     ]
+
+
+def _stacked(bank: Bank, trees: Sequence[Tree]) -> Tensor:
+    return torch.stack([bank.layout.vector(adapter) for adapter in trees]).to(bank.lines)
+
+
+def _tree(bank: Bank, line: Tensor | None, job: Job) -> Tree:
+    return {} if line is None else bank.layout.tree(line, bank.layout.rank_of(job.start.adapter))
 
 
 def _free(bank: Bank, jobs: Sequence[Job]) -> Tensor | None:
     """Which numbers of each job's line move; None if all of all do."""
-    if all(job.free is None for job in jobs):
+    if all(job.start.free is None for job in jobs):
         return None
     every = torch.ones(bank.layout.width)
-    return torch.stack([bank.layout.vector(job.free) if job.free else every for job in jobs]).to(bank.lines) > 0
+    found = [bank.layout.vector(job.start.free) if job.start.free else every for job in jobs]
+    return torch.stack(found).to(bank.lines) > 0
 
 
 def precision(device: torch.device) -> contextlib.AbstractContextManager[object]:

@@ -87,6 +87,8 @@ def grouped(rules: Rules, state: State, names: Sequence[str], ask: Ask) -> tuple
         return state, {}
     if rules.cluster.evidence == "labels":
         return _opened(state, _labelled(rules, names)), {}
+    if rules.cluster.evidence == "names":
+        return _opened(state, {name: f"cluster-{name}" for name in names}), {}
     draw = seeds.generator(rules.seed, turn, "", "cluster")
     told: dict[str, Any] = {}
     silent: list[str] = []

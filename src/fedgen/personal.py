@@ -1,24 +1,17 @@
 """What a client keeps for itself: its personal adapter, how it starts and when it is trained."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Annotated, Protocol
 
 import torch
 
-from fedgen import lora
-from fedgen.client import Training
+from fedgen import factors, lora
+from fedgen.client import Start, Training
 from fedgen.records import GLOBAL, Offer, Range, Tree
+from fedgen.tree import zeros
 
 Fresh = Callable[[int], Tree]  # an adapter of a wanted rank that changes nothing yet, drawn by the client
-
-
-@dataclass(frozen=True)
-class Start:
-    """What an own adapter's training starts from, and which of its numbers move: ones among zeros (None: all)."""
-
-    adapter: Tree
-    free: Tree | None = None
 
 
 class Personal(Protocol):
@@ -59,11 +52,15 @@ class Nothing:
 
 @dataclass(frozen=True)
 class FineTune:
-    """Fine-tune the shared adapter when the rounds are over, for `steps`, or if that is 0 for `epochs`."""
+    """Fine-tune the shared adapter when the rounds are over, for `steps`, or if that is 0 for `epochs`.
+
+    `pull` draws it back to the shared one.
+    """
 
     epochs: Annotated[int, Range(1)] = 1
     steps: Annotated[int, Range(0)] = 0
     lr: Annotated[float, Range(0, open=True)] = 3e-3
+    pull: Annotated[float, Range(0)] = 0.0
     each_round = False
 
     def rank(self, shared: int) -> int:
@@ -81,11 +78,15 @@ class FineTune:
 
 @dataclass(frozen=True)
 class Keep:
-    """Keep the own adapter across rounds and train it in every turn for `steps` or `epochs`, beside the shared one."""
+    """Keep the own adapter across rounds and train it in every turn for `steps` or `epochs`, beside the shared one.
+
+    `pull` draws it to the shared one, as that was offered (Ditto).
+    """
 
     epochs: Annotated[int, Range(1)] = 1
     steps: Annotated[int, Range(0)] = 0
     lr: Annotated[float, Range(0, open=True)] = 3e-3
+    pull: Annotated[float, Range(0)] = 0.0
     each_round = True
 
     def rank(self, shared: int) -> int:
@@ -94,7 +95,7 @@ class Keep:
 
     def begin(self, own: Tree | None, offer: Offer, fresh: Fresh) -> Start | None:
         """From where it was; the first time from the shared adapter."""
-        return Start(own or offer.adapter)
+        return Start(own or offer.adapter, anchor=offer.adapter)
 
     def training(self, training: Training) -> Training:
         """The client's training with its own length and rate."""
@@ -125,19 +126,58 @@ class Added:
         below = [(1.0, offer.adapter)]
         if self.whole and offer.cluster != GLOBAL and GLOBAL in offer.beside:
             below = [(1 - self.whole, offer.adapter), (self.whole, offer.beside[GLOBAL])]
-        top = fresh(self.own)
-        still = [(share, {key: torch.zeros_like(half) for key, half in tree.items()}) for share, tree in below]
-        moving = {key: torch.ones_like(half) for key, half in top.items()}
-        return Start(lora.product_sum([*below, (1.0, top)]), lora.product_sum([*still, (1.0, moving)]))
+        return stacked(below, fresh(self.own))
 
     def training(self, training: Training) -> Training:
         """The client's training with its own length and rate."""
         return replace(alone(training, self), dropout=0.0)
 
 
-def alone(training: Training, rule: FineTune | Keep | Added) -> Training:
-    """A client's training with the rule's own length and rate, and nothing that pulls it back."""
-    return replace(training, epochs=rule.epochs, steps=rule.steps, lr=rule.lr, proximal=0.0)
+@dataclass(frozen=True)
+class Beside:
+    """Keep an own adapter of rank `own`, and train it in every turn on top of a share of the shared one.
+
+    With `shared` = 1 the own one begins as nothing (a dual adapter). With less it begins as the rest of the shared one,
+    and the two are a mixture (APFL, with its weight held fixed).
+    """
+
+    own: Annotated[int, Range(1)] = 2
+    shared: Annotated[float, Range(0, 1)] = 1.0
+    epochs: Annotated[int, Range(1)] = 1
+    steps: Annotated[int, Range(0)] = 0
+    lr: Annotated[float, Range(0, open=True)] = 3e-3
+    each_round = True
+
+    def rank(self, shared: int) -> int:
+        """That of both."""
+        return self.own + shared
+
+    def begin(self, own: Tree | None, offer: Offer, fresh: Fresh) -> Start | None:
+        """From the own part as it was, on the shared one as it is now."""
+        if own:
+            top = factors.split(own, self.own)[1]
+        elif self.shared < 1:
+            top = lora.resize(lora.product_sum([(1 - self.shared, offer.adapter)]), self.own)
+        else:
+            top = fresh(self.own)
+        return stacked([(self.shared, offer.adapter)], top)
+
+    def training(self, training: Training) -> Training:
+        """The client's training with its own length and rate."""
+        return replace(alone(training, self), dropout=0.0)
 
 
-PERSONALS = {"none": Nothing, "finetune": FineTune, "keep": Keep, "added": Added}
+def stacked(below: Sequence[tuple[float, Tree]], top: Tree) -> Start:
+    """The sum of products, of which the last moves."""
+    still = [(share, zeros(adapter)) for share, adapter in below]
+    moving = {key: torch.ones_like(half) for key, half in top.items()}
+    return Start(lora.product_sum([*below, (1.0, top)]), lora.product_sum([*still, (1.0, moving)]))
+
+
+def alone(training: Training, rule: FineTune | Keep | Added | Beside) -> Training:
+    """A client's training with the rule's own length and rate, and the rule's own pull."""
+    pull = rule.pull if isinstance(rule, FineTune | Keep) else 0.0
+    return replace(training, epochs=rule.epochs, steps=rule.steps, lr=rule.lr, proximal=pull, ahead=0.0, follow=0.0)
+
+
+PERSONALS = {"none": Nothing, "finetune": FineTune, "keep": Keep, "added": Added, "beside": Beside}

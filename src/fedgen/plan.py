@@ -23,14 +23,19 @@ from fedgen.groups import Hierarchy
 from fedgen.outer import OUTERS, Outer, Plain
 from fedgen.personal import PERSONALS, Added, FineTune, Personal
 from fedgen.records import Range
+from fedgen.share import SHARES, Halves, Share
 
 
 @dataclass(frozen=True)
 class Adapter:
-    """The federated adapter: its rank, and the layers it adapts (none named: the backbone's own choice)."""
+    """The federated adapter: its rank, and the layers it adapts (none named: the backbone's own choice).
+
+    Devices that carry less have `ranks` of their own, dealt out in turn by name; an adapter is cut to them.
+    """
 
     rank: Annotated[int, Range(1)] = 4
     targets: tuple[str, ...] = ()
+    ranks: tuple[int, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -83,11 +88,19 @@ class Plan:
     hierarchy: Hierarchy = field(default_factory=Hierarchy)
     exchange: Exchange = field(default_factory=Alone)
     cohort: Cohort = field(default_factory=Uniform)
+    share: Share = field(default_factory=Halves)
     aggregate: Aggregate = field(default_factory=Average)
     outer: Outer = field(default_factory=Plain)
     personal: Personal = field(default_factory=FineTune)
     evaluate: Measure = field(default_factory=Measure)
     quality: Quality = field(default_factory=Quality)
+
+    @property
+    def width(self) -> int:
+        """The widest rank that training or serving takes."""
+        rank = self.adapter.rank
+        served = self.share.served(self.aggregate.widest(rank), rank)
+        return max(self.share.width(served, rank), self.personal.rank(served))
 
 
 Table = Mapping[str, type[Any]]
@@ -99,6 +112,7 @@ TABLES: dict[str, Table] = {
     "cluster": CLUSTERS,
     "exchange": EXCHANGES,
     "cohort": COHORTS,
+    "share": SHARES,
     "aggregate": AGGREGATES,
     "outer": OUTERS,
     "personal": PERSONALS,
@@ -207,17 +221,15 @@ def _value(where: str, value: Any, hint: Any) -> Any:
         if not any(type(value) is type(choice) and value == choice for choice in typing.get_args(base)):
             raise PlanError(f"{where}: {value!r} is not one of {', '.join(map(str, typing.get_args(base)))}")
         return value
-    if typing.get_origin(base) is tuple and isinstance(value, list | tuple) and all(map(_is_text, value)):
-        return tuple(value)
+    if typing.get_origin(base) is tuple and isinstance(value, list | tuple):
+        item = typing.get_args(base)[0]
+        if all(type(each) is item and (item is not str or _is_writable(each)) for each in value):
+            return tuple(value)
     if base is float and isinstance(value, int) and not isinstance(value, bool):
         value = float(value)
     if type(value) is not base or not _is_writable(value) or not all(value in mark for mark in marks):
         raise PlanError(f"{where}: wanted {_wish(hint)}, came {value!r}")
     return value
-
-
-def _is_text(value: Any) -> bool:
-    return isinstance(value, str) and _is_writable(value)
 
 
 def _is_writable(value: Any) -> bool:
@@ -230,7 +242,8 @@ def _is_writable(value: Any) -> bool:
 def _wish(hint: Any) -> str:
     base, *marks = typing.get_args(hint) if typing.get_origin(hint) is Annotated else (hint,)
     names = {int: "a whole number", float: "a number", str: "a text", bool: "true or false"}
-    named = names.get(base) or ("a list of texts" if typing.get_origin(base) is tuple else str(base))
+    lists = {tuple[str, ...]: "a list of texts", tuple[int, ...]: "a list of whole numbers"}
+    named = names.get(base) or lists.get(base) or str(base)
     return " ".join([named, *map(str, marks)])
 
 
@@ -251,6 +264,34 @@ def agree(plan: Plan) -> None:
         raise PlanError("quality.pictures: only a backbone of kind 'diffusion' draws any; set it to 0")
 
     _agree_on_clusters(plan)
+    _agree_on_share(plan)
+
+
+def _agree_on_share(plan: Plan) -> None:
+    share, aggregate = plan.share, kind_of("aggregate", plan.aggregate)
+    if aggregate not in share.fits:
+        kind = kind_of("share", share)
+        raise PlanError(
+            f"share and aggregate: what share.kind = '{kind}' sends so is not for aggregate.kind = '{aggregate}'; "
+            f"choose {' or '.join(sorted(share.fits))}"
+        )
+    if not isinstance(share, Halves) and plan.outer != Plain():
+        raise PlanError("share and outer: what is sent is no whole adapter; use outer.kind = 'plain' with lr = 1")
+    if share != Halves() and plan.cluster.evidence != "none":
+        raise PlanError("share and cluster: clusters exchange whole adapters; let share.kind = 'halves' send both")
+    if share.keep and plan.personal.each_round:
+        raise PlanError("share.keep and personal: both keep an own adapter; use personal.kind = 'finetune' or 'none'")
+    if plan.adapter.ranks:
+        _agree_on_ranks(plan, aggregate)
+
+
+def _agree_on_ranks(plan: Plan, aggregate: str) -> None:
+    if not all(1 <= rank <= plan.adapter.rank for rank in plan.adapter.ranks):
+        raise PlanError(f"adapter.ranks: wanted ranks from 1 to adapter.rank = {plan.adapter.rank}")
+    if aggregate not in ("exact", "padded", "stack") or plan.cluster.evidence != "none":
+        raise PlanError(
+            "adapter.ranks: several ranks want aggregate.kind = 'exact', 'padded' or 'stack', and no clusters"
+        )
 
 
 def _agree_on_clusters(plan: Plan) -> None:

@@ -64,7 +64,7 @@ class Offer:
 
     `train` this adapter; `check` it on validation rows; or, when the rounds are over, `score` it on test rows beside
     the bare backbone and the client's own adapter; or `encode` its prompts into a profile. With others `beside` it, the
-    client takes the one that knows its validation rows best.
+    client takes the one that knows its validation rows best. `rank` is what the client trains at.
     """
 
     round: int
@@ -73,6 +73,7 @@ class Offer:
     adapter: Tree
     use: Use = "train"
     beside: Mapping[str, Tree] = field(default_factory=dict)
+    rank: int = 0
 
 
 @dataclass(frozen=True)

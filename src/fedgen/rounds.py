@@ -15,6 +15,7 @@ from fedgen.errors import ClientError
 from fedgen.groups import Rules, choice, exchanged, grouped, joined, members, merged, offers, parted
 from fedgen.outer import Outer
 from fedgen.records import GLOBAL, Ask, Failure, Offer, Reply, Report, State, Tree, Update
+from fedgen.share import Halves, Share
 
 
 @dataclass(frozen=True)
@@ -28,6 +29,8 @@ class Server:
     aggregate: Aggregate
     outer: Outer
     rules: Rules = field(default_factory=Rules)
+    share: Share = field(default_factory=Halves)
+    rank: int = 0  # what clients train at, where the plan sets no ranks of their own
 
 
 class _Tally:
@@ -35,6 +38,7 @@ class _Tally:
 
     def __init__(self, server: Server, state: State) -> None:
         self.server, self.state = server, state
+        self.likes: dict[str, Tree] = {}
         self.folds: dict[str, Fold] = {}
         self.weights: dict[str, float] = {}
         self.updates: list[Update] = []  # kept only where a rule looks at single ones
@@ -52,8 +56,11 @@ class _Tally:
             self.failures.append(reply)
             return
         if reply.cluster not in self.folds:
-            self.folds[reply.cluster] = self.server.aggregate.fold(self.state.adapters[reply.cluster])
-        self.folds[reply.cluster].add(reply)
+            now, server = self.state.adapters[reply.cluster], self.server
+            self.likes[reply.cluster] = server.share.like(now, self.state.round + 1, server.rank)
+            self.folds[reply.cluster] = server.aggregate.fold(self.likes[reply.cluster])
+        whole = self.server.share.read(reply.adapter, self.likes[reply.cluster], self.state.round + 1)
+        self.folds[reply.cluster].add(dataclasses.replace(reply, adapter=whole))
         self.weights[reply.cluster] = self.weights.get(reply.cluster, 0.0) + reply.examples
         if self.server.rules.hierarchy.split:
             self.updates.append(reply)
@@ -71,6 +78,7 @@ class _Tally:
         """The round as it went; the order of arrival leaves no trace."""
         losses = [loss for own in self.losses.values() for loss in own]
         metrics = {"loss": math.fsum(losses) / len(losses), "terms": float(self.terms)}
+        metrics |= {key: value for fold in self.folds.values() for key, value in fold.told.items()}
         failures = tuple(sorted(self.failures, key=lambda failure: failure.client))
         return Report(self.state.round + 1, tuple(names), failures, metrics, self.up, self.down, seconds, clusters)
 
@@ -109,8 +117,10 @@ def _stepped(server: Server, state: State, tally: _Tally) -> State:
     """Each adapter that was trained after its outer step, and the clients where they went."""
     adapters, memory = dict(state.adapters), dict(state.memory)
     for cluster, fold in tally.folds.items():
-        past = state.memory.get(cluster, {})
-        adapters[cluster], memory[cluster] = server.outer.step(state.adapters[cluster], fold.close(), past)
+        past, now = state.memory.get(cluster, {}), state.adapters[cluster]
+        stepped, memory[cluster] = server.outer.step(tally.likes[cluster], fold.close(), past)
+        anew = server.aggregate.anew
+        adapters[cluster] = stepped if anew else server.share.land(now, stepped, state.round + 1)
     moved = {name: cluster for name, cluster in tally.moved.items() if cluster != GLOBAL}
     where = {**state.where, **moved} if moved else state.where
     return dataclasses.replace(state, round=state.round + 1, adapters=adapters, memory=memory, where=where)

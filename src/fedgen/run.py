@@ -16,6 +16,7 @@ from typing import Any
 
 from fedgen import lora, plan, roster, seeds, tree
 from fedgen.cohort import Uniform, wanted
+from fedgen.devices import fitted
 from fedgen.errors import StoreError
 from fedgen.evaluate import Score, Yardstick, total, yardstick_of
 from fedgen.groups import Rules, choice, offers
@@ -23,6 +24,7 @@ from fedgen.journal import Journal, line_of, load_checkpoint, save_checkpoint
 from fedgen.plan import Plan
 from fedgen.records import GLOBAL, Ask, Failure, Report, State, Tree, Update
 from fedgen.rounds import Server, play
+from fedgen.share import Halves
 from fedgen.store import Card, Shelf, load_bundle, save_bundle, write_whole
 from fedgen.turns import CLUSTER, read_scores
 
@@ -163,8 +165,10 @@ def go(folder: Path, settled: Plan, place: Place, tell: Tell) -> Run:
     place.shelf.rewind(state.round)
     names = sorted(place.sizes)
     tell(Began(folder, settled, place.facts, state.round))
-    parts = settled.cohort, settled.aggregate, settled.outer, rules_of(settled, place)
-    server = Server(settled.seed, names, place.sizes, *parts)
+    adapter, cut = settled.adapter, bool(settled.adapter.ranks) and isinstance(settled.share, Halves)
+    place = dataclasses.replace(place, ask=fitted(place.ask, names, adapter.rank, adapter.ranks, cut=cut))
+    parts = settled.cohort, settled.aggregate, settled.outer, rules_of(settled, place), settled.share
+    server = Server(settled.seed, names, place.sizes, *parts, settled.adapter.rank)
     while state.round < settled.rounds:
         state, report = play(server, state, place.ask)
         report = _checked(report, state, server, settled, place)

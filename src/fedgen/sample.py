@@ -122,7 +122,7 @@ def sampler(run: Run) -> Sampler:
     """Load a run's backbone and make room for its adapters."""
     plan = run.plan
     backbone = plan.backbone.load()
-    return Sampler(run, backbone, Bank(backbone.network, plan.adapter.targets, plan.personal.rank(plan.adapter.rank)))
+    return Sampler(run, backbone, Bank(backbone.network, plan.adapter.targets, plan.width))
 
 
 # ---- what is said of adapters in words

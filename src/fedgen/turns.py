@@ -13,13 +13,14 @@ import torch
 from fedgen import seeds, tree
 from fedgen.backbones import Backbone
 from fedgen.bank import Bank
-from fedgen.client import Job, Trained, Training, train
+from fedgen.client import Job, Start, Trained, Training, train
 from fedgen.data.deal import count, take
 from fedgen.encode import Encoder, Profile, Silent
 from fedgen.errors import FedgenError
 from fedgen.evaluate import Score, score
-from fedgen.personal import Personal, Start
+from fedgen.personal import Personal
 from fedgen.records import GLOBAL, Client, Failure, Offer, Reply, Rows, Update
+from fedgen.share import Halves, Share
 from fedgen.store import Shelf
 
 SHARED, OWN = "shared", "own"
@@ -41,6 +42,7 @@ class Site:
     rows: int = 0
     encoder: Encoder = field(default_factory=Silent)
     profile: Profile = field(default_factory=Profile)
+    share: Share = field(default_factory=Halves)
 
 
 def turn(site: Site, offer: Offer) -> Reply:
@@ -50,12 +52,15 @@ def turn(site: Site, offer: Offer) -> Reply:
 
 def turns(site: Site, offers: Sequence[Offer]) -> list[Reply]:
     """The client's half of a round for several clients at once, each as if alone."""
-    known = _taken(site, [offer for offer in offers if offer.client in site.clients])
-    shared = _train(site, [(offer, Start(offer.adapter)) for offer in known if offer.use == "train"], SHARED)
+    known = _met(site, _taken(site, [offer for offer in offers if offer.client in site.clients]))
+    shared = _train(site, [(offer, site.share.begin(offer)) for offer in known if offer.use == "train"], SHARED)
     own = _train(site, [(offer, start) for offer in known if (start := _own_start(site, offer))], OWN)
     for offer in known:
-        if offer.client in own and tree.is_finite(own[offer.client].adapter):
-            site.shelf.put(offer.client, offer.round, own[offer.client].adapter)
+        kept = own.get(offer.client) or (shared.get(offer.client) if site.share.keep else None)
+        if kept and tree.is_finite(kept.adapter):
+            site.shelf.put(offer.client, offer.round, kept.adapter)
+        elif site.share.keep and offer.use == "score":
+            site.shelf.put(offer.client, offer.round, offer.adapter)
     scores = _score(site, [offer for offer in known if offer.use in ("check", "score")])
     took = {offer.client: offer for offer in known}
     replies: list[Reply] = []
@@ -71,7 +76,8 @@ def turns(site: Site, offers: Sequence[Offer]) -> list[Reply]:
             replies.append(_encoded(site, offer, client))
         elif offer.use == "train" and done:
             metrics = {"loss": done.loss, "steps": done.steps, "terms": done.terms}
-            replies.append(Update(*where, done.adapter, count(client.train), metrics))
+            sent = site.share.sent(done.anchor or done.adapter, offer)
+            replies.append(Update(*where, sent, count(client.train), metrics))
         else:
             replies.append(Update(*where, {}, count(client.train), _metrics(scores[client.name])))
     return replies
@@ -96,6 +102,16 @@ def _taken(site: Site, known: Sequence[Offer]) -> list[Offer]:
         adapter = others[best] if best != offer.cluster else offer.adapter
         taken.append(dataclasses.replace(offer, cluster=best, adapter=adapter, beside=others))
     return taken
+
+
+def _met(site: Site, taken: Sequence[Offer]) -> list[Offer]:
+    """Each offer with the adapter that its client has, now that it has this offer, and the rank that it trains at."""
+    found = []
+    for offer in taken:
+        own = site.shelf.get(offer.client) if site.share.keep and offer.adapter else None
+        rank = offer.rank or site.bank.layout.rank_of(offer.adapter) if offer.adapter else 0
+        found.append(dataclasses.replace(offer, adapter=site.share.meet(offer.adapter, own), rank=rank))
+    return found
 
 
 def _encoded(site: Site, offer: Offer, client: Client) -> Reply:
@@ -128,7 +144,7 @@ def _train(site: Site, starts: Sequence[tuple[Offer, Start]], what: str) -> dict
 
 def _job(site: Site, offer: Offer, start: Start, what: str) -> Job:
     rows, draw = site.clients[offer.client].train, functools.partial(_draw, site, offer, what)
-    return Job(offer.client, start.adapter, rows, draw, start.free)
+    return Job(offer.client, start, rows, draw)
 
 
 def _draw(site: Site, offer: Offer, what: str, use: str) -> torch.Generator:

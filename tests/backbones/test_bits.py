@@ -11,7 +11,7 @@ import torch
 from fedgen import seeds
 from fedgen.backbones import Language
 from fedgen.bank import Bank
-from fedgen.client import Job, Training, train
+from fedgen.client import Job, Start, Training, train
 from fedgen.errors import BackboneError
 from fedgen.evaluate import score
 from fedgen.records import Document
@@ -24,7 +24,9 @@ def test_a_quantised_backbone_trains_through_the_bank(bits: Literal[4, 8]) -> No
     backbone = Language(length=16, device="cpu", bits=bits).load()
     rows = backbone.encode([Document("ann", "the quick brown fox jumps over the lazy dog. " * 8)])
     with Bank(backbone.network, ["down_proj"], 2) as bank:
-        job = Job("ann", bank.fresh(torch.Generator().manual_seed(0)), rows, partial(seeds.generator, 0, 0, "ann"))
+        job = Job(
+            "ann", Start(bank.fresh(torch.Generator().manual_seed(0))), rows, partial(seeds.generator, 0, 0, "ann")
+        )
         (done,) = train(Training(steps=12, lr=3e-2), backbone, bank, [job])
         line = bank.layout.vector(done.adapter)
         before, after = score(backbone, bank, [(torch.zeros_like(line), rows), (line, rows)])

@@ -15,13 +15,13 @@ import pytest
 import torch
 
 from fedgen import lora, plan
-from fedgen.client import Training
+from fedgen.client import Start, Training
 from fedgen.cluster import Losses
 from fedgen.cohort import COHORTS, Cohort, Uniform, Weighted
 from fedgen.data import PARTITIONS, SOURCES, ByField, Partition
 from fedgen.encode import Ngrams
 from fedgen.errors import FedgenError, PlanError
-from fedgen.personal import PERSONALS, Keep, Start
+from fedgen.personal import PERSONALS, Keep
 from fedgen.plan import TABLES, Plan
 from fedgen.records import GLOBAL, Document, Offer, Tree
 

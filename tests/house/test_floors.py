@@ -9,12 +9,12 @@ Modules = Mapping[str, ast.Module]
 FLOORS = [
     "errors records",
     "seeds tree",
-    "lora bank store",
+    "lora factors bank chart weights store",
     "backbones data encode client evaluate quality sheet",
-    "cohort aggregate outer cluster kinship exchange personal guards devices methods",
-    "turns groups rounds journal plan roster run sample exhibit",
+    "cohort aggregate outer cluster kinship exchange personal share guards devices",
+    "turns groups rounds journal plan methods roster run sample exhibit",
     "places serve.pool serve.engine",
-    ". report screen serve.page serve.api serve cli __main__",  # the dot is the front door, fedgen/__init__.py
+    ". report screen reproduce serve.page serve.api serve cli __main__",  # the dot is the front door, fedgen/__init__.py
 ]
 PLACE = {room: (floor, step) for floor, rooms in enumerate(FLOORS) for step, room in enumerate(rooms.split())}
 

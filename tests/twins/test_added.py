@@ -12,7 +12,7 @@ from torch import nn
 from fedgen import lora, seeds
 from fedgen.backbones import Backbone, Language
 from fedgen.bank import Bank
-from fedgen.client import Job, Training, train
+from fedgen.client import Job, Start, Training, train
 from fedgen.personal import Added
 from fedgen.records import GLOBAL, Document, Offer, Rows, Tree
 
@@ -52,11 +52,11 @@ def test_on_top_of_frozen_adapters_is_alone_on_a_merged_backbone(text: tuple[Bac
     start = rule.begin(None, offer, lambda rank: top)
     assert start is not None
     draw = functools.partial(seeds.generator, 0, 1, "ann")
-    (fast,) = train(TRAINING, backbone, wide, [Job("ann", start.adapter, rows, draw, start.free)])
+    (fast,) = train(TRAINING, backbone, wide, [Job("ann", start, rows, draw)])
 
     below = lora.product_sum([(1 - whole, cluster), (whole, everyone)]) if whole else cluster
     alone = merged(other, below)
-    (slow,) = train(TRAINING, alone, Bank(alone.network, backbone.targets, OWN), [Job("ann", top, rows, draw)])
+    (slow,) = train(TRAINING, alone, Bank(alone.network, backbone.targets, OWN), [Job("ann", Start(top), rows, draw)])
     assert fast.loss == pytest.approx(slow.loss, rel=1e-5)
     assert lora.rank(fast.adapter) == rule.rank(RANK)
     for done, still, own in zip(*(lora.pairs(tree) for tree in (fast.adapter, below, slow.adapter)), strict=True):
@@ -95,7 +95,7 @@ def test_in_a_convolution_with_groups_only_its_own_ranks_move() -> None:
     assert start
     assert start.free
     draw = functools.partial(seeds.generator, 0, 1, "ann")
-    job = Job("ann", start.adapter, {"x": torch.randn(6, 4, 5, 5)}, draw, start.free)
+    job = Job("ann", start, {"x": torch.randn(6, 4, 5, 5)}, draw)
     (done,) = train(TRAINING, backbone, bank, [job])
     for key, half in done.adapter.items():
         moves = start.free[key] > 0

@@ -17,10 +17,10 @@ from transformers import AutoModelForCausalLM
 from fedgen import lora, seeds
 from fedgen.backbones import Language, LanguageBackbone
 from fedgen.bank import Bank
-from fedgen.client import Job, Trained, Training, order, train
+from fedgen.client import Job, Start, Trained, Training, order, train
 from fedgen.data.deal import count, take
 from fedgen.records import Document, Rows, Tree
-from fedgen.tree import is_finite
+from fedgen.tree import is_finite, scale
 
 CLOSE = 1e-5
 LENGTH, RANK, NAMES = 16, 4, ["q_proj", "v_proj", "down_proj"]
@@ -52,7 +52,7 @@ def tables(backbone: LanguageBackbone, tiny_text: Path) -> dict[str, Rows]:
 
 
 def job(name: str, rows: Rows, start: Tree) -> Job:
-    return Job(name, start, rows, functools.partial(seeds.generator, 0, 1, name))
+    return Job(name, Start(start), rows, functools.partial(seeds.generator, 0, 1, name))
 
 
 def start(bank: Bank, rank: int = RANK, seed: int = 1) -> Tree:
@@ -104,7 +104,7 @@ def distance(weights: list[Tensor], begin: list[Tensor]) -> Tensor:
 
 def slow_truth(folder: Path, training: Training, task: Job) -> tuple[Tree, float]:
     """What one client would do if there were no fedgen: the adapter and its mean loss."""
-    model = peft_model(folder, task.start)
+    model = peft_model(folder, task.start.adapter)
     weights = [weight for weight in model.parameters() if weight.requires_grad]
     begin = [weight.detach().clone() for weight in weights]
     optimizer = optimizer_of(training, weights)
@@ -156,7 +156,7 @@ def test_cohort_alone_and_plain_loop_send_the_same_update(
         truth, loss = slow_truth(tiny_backbone, training, task)
         assert gap(together[task.name].adapter, alone.adapter) < CLOSE
         assert gap(together[task.name].adapter, truth) < CLOSE
-        assert gap(truth, task.start) > 1e-3
+        assert gap(truth, task.start.adapter) > 1e-3
         assert together[task.name].loss == pytest.approx(loss, abs=1e-4)
         assert (together[task.name].steps, together[task.name].terms) == (alone.steps, alone.terms)
 
@@ -175,7 +175,7 @@ def test_unequal_ranks_share_a_pass(
     jobs = [job(name, rows, start(bank, rank)) for (name, rows), rank in zip(tables.items(), (2, 4, 1, 3), strict=True)]
     for done in train(training, backbone, bank, jobs):
         (task,) = [task for task in jobs if task.name == done.name]
-        assert lora.rank(done.adapter) == lora.rank(task.start)
+        assert lora.rank(done.adapter) == lora.rank(task.start.adapter)
         assert gap(done.adapter, slow_truth(tiny_backbone, training, task)[0]) < CLOSE
 
 
@@ -200,7 +200,7 @@ def test_numbers_that_are_none_stay_with_their_client(
 ) -> None:
     training = replace(PLAIN, epochs=2, clip=clip, proximal=0.1)
     jobs = jobs_of(bank, tables)
-    wrong = [replace(task, start={key: value * by for key, value in task.start.items()}) for task in jobs]
+    wrong = [replace(task, start=Start(scale(task.start.adapter, by))) for task in jobs]
     mixed = [bad if bad.name == spoilt else good for good, bad in zip(jobs, wrong, strict=True)]
     healthy, found = by_name(train(training, backbone, bank, jobs)), by_name(train(training, backbone, bank, mixed))
     assert math.isnan(found[spoilt].loss)

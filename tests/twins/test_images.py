@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from fedgen import lora, seeds
 from fedgen.backbones import DiffusionBackbone
 from fedgen.bank import Bank
-from fedgen.client import Job, Training, order, train
+from fedgen.client import Job, Start, Training, order, train
 from fedgen.data.deal import count, take
 from fedgen.records import Document, Rows, Tree
 
@@ -90,7 +90,7 @@ def by_peft(denoiser: DiffusionBackbone, tree: Tree) -> DiffusionBackbone:
 
 def slow_truth(denoiser: DiffusionBackbone, training: Training, task: Job) -> tuple[Tree, float]:
     """What one client would do if there were no fedgen: the adapter and its mean loss."""
-    alone = by_peft(denoiser, task.start)
+    alone = by_peft(denoiser, task.start.adapter)
     weights = [weight for weight in alone.network.parameters() if weight.requires_grad]
     begin = [weight.detach().clone() for weight in weights]
     optimizer: torch.optim.Optimizer = torch.optim.SGD(weights, lr=training.lr, momentum=training.momentum)
@@ -114,9 +114,14 @@ def slow_truth(denoiser: DiffusionBackbone, training: Training, task: Job) -> tu
 @pytest.mark.parametrize(("kind", "way"), TRAINED)
 def test_cohort_alone_and_plain_loop_send_the_same_update(kind: str, way: str, denoisers: Denoisers) -> None:
     denoiser, training = denoisers[kind], WAYS[way]
-    start = adapter(denoiser, 1, 0.3)
+    start = Start(adapter(denoiser, 1, 0.3))
     jobs = [
-        Job(name, start, denoiser.encode(documents(denoiser, size)), functools.partial(seeds.generator, 0, 1, name))
+        Job(
+            name,
+            start,
+            denoiser.encode(documents(denoiser, size)),
+            functools.partial(seeds.generator, 0, 1, name),
+        )
         for name, size in SIZES.items()
     ]
     with Bank(denoiser.network, denoiser.targets, RANK) as bank:
@@ -127,7 +132,7 @@ def test_cohort_alone_and_plain_loop_send_the_same_update(kind: str, way: str, d
         truth, loss = slow_truth(denoiser, training, task)
         assert apart(together[task.name].adapter, single[task.name].adapter) < CLOSE
         assert apart(together[task.name].adapter, truth) < CLOSE
-        assert apart(truth, start) > 50 * CLOSE
+        assert apart(truth, start.adapter) > 50 * CLOSE
         assert together[task.name].loss == pytest.approx(loss, rel=1e-5)
         assert together[task.name].terms == single[task.name].terms == 2 * count(task.rows)
 

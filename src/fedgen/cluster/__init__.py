@@ -3,13 +3,14 @@
 from fedgen.cluster.names import named
 from fedgen.cluster.points import ROUGH, centroids, folded, nearest, plane, points_of_gram
 from fedgen.cluster.quality import ari, nmi, silhouette
-from fedgen.cluster.rules import Agglomerative, Clustering, Hdbscan, KMeans, Losses, Nothing, Oracle, enough
+from fedgen.cluster.rules import Agglomerative, Clustering, Each, Hdbscan, KMeans, Losses, Nothing, Oracle, enough
 
 __all__ = [
     "CLUSTERS",
     "ROUGH",
     "Agglomerative",
     "Clustering",
+    "Each",
     "Hdbscan",
     "KMeans",
     "Losses",
@@ -34,4 +35,5 @@ CLUSTERS: dict[str, type[Clustering]] = {
     "hdbscan": Hdbscan,
     "losses": Losses,
     "oracle": Oracle,
+    "each": Each,
 }

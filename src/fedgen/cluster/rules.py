@@ -16,7 +16,7 @@ from fedgen.errors import PlanError
 from fedgen.records import Range
 
 By = Literal["profiles", "adapters"]
-Evidence = Literal["none", "profiles", "adapters", "losses", "labels"]
+Evidence = Literal["none", "profiles", "adapters", "losses", "labels", "names"]
 PAIRED = 5000  # the most points of which all pairs are compared; of more, so many are drawn
 
 
@@ -146,6 +146,17 @@ class Losses:
         """The beginning: at random, in numbers that differ by at most one."""
         enough("count", self.count, len(points))
         return (torch.arange(len(points)) % self.count)[torch.randperm(len(points), generator=draw)]
+
+
+@dataclass(frozen=True)
+class Each:
+    """A cluster for every client: nobody shares, but for what `exchange` lets them take from each other (FedAMP)."""
+
+    evidence: ClassVar[Evidence] = "names"
+
+    def group(self, points: Tensor, draw: torch.Generator) -> Tensor:
+        """Everyone alone."""
+        return torch.arange(len(points))
 
 
 @dataclass(frozen=True)

@@ -39,7 +39,8 @@ class Deal:
     """How a client's rows become three parts: shares of validation and test, at random or held out from the tail.
 
     A client needs `least` rows to train on and one each to validate and test; a `small` one is an error or left out.
-    Up to `memory` megabytes of all clients' rows are kept in memory; more goes to temporary files.
+    Up to `memory` megabytes of all clients' rows are kept in memory; more goes to temporary files. `pooled` gives every
+    client the rows of all to train on: what could be had without keeping data apart.
     """
 
     valid: Annotated[float, Range(0, 1)] = 0.1
@@ -48,6 +49,7 @@ class Deal:
     least: Annotated[int, Range(1)] = 1
     small: Literal["error", "drop"] = "error"
     memory: Annotated[int, Range(0)] = 1024
+    pooled: bool = False
 
     def __post_init__(self) -> None:
         if not self.valid + self.test < 1:
@@ -107,6 +109,9 @@ def clients(
         kept[name] = client
     if not kept:
         raise DataError(f"data: wanted at least one client with enough data, came {len(dropped)}, all too small")
+    if deal.pooled:
+        rows = join([client.train for client in kept.values()])
+        kept = {name: replace(client, train=rows) for name, client in kept.items()}
     return kept, tuple(dropped)
 
 

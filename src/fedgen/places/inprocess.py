@@ -56,9 +56,9 @@ def place(plan: Plan, backbone: Backbone, shelf: Path | None, tell: Callable[[ob
     held, dropped = _held(plan, backbone, documents, shares)
     labels = _known({name: _label(documents[at].label for at in shares[name]) for name in held})
     facts = facts_of(plan, backbone)
-    bank = Bank(backbone.network, plan.adapter.targets, plan.personal.rank(plan.adapter.rank))
+    bank = Bank(backbone.network, plan.adapter.targets, plan.width)
     own = Shelf(shelf, SHELF_MEMORY)
-    parts = plan.training, plan.personal, own, plan.evaluate.rows, plan.encode, plan.profile
+    parts = plan.training, plan.personal, own, plan.evaluate.rows, plan.encode, plan.profile, plan.share
     site = Site(plan.seed, backbone, bank, held, *parts)
     start = bank.fresh(seeds.generator(plan.seed, -1, "", "adapter"), plan.adapter.rank)
     sizes = {name: count(client.train) for name, client in held.items()}
