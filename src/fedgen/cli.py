@@ -17,6 +17,7 @@ from fedgen.encode import unseal
 from fedgen.errors import FedgenError, PlanError
 from fedgen.exhibit import draw
 from fedgen.report.wording import saving, size
+from fedgen.reproduce import reproduce
 from fedgen.run import PLAN, Run
 from fedgen.sample import compact, one_mixture, route, sampler, spelled
 from fedgen.screen import Screen, clusters_table, outcome_table, quality_table, runs_table, standing
@@ -206,6 +207,26 @@ def export(
     written = save_bundle(to, found, card, component=source.facts.get("component", ""))
     said = f"rank {written.rank}" + (f", {lost:.2%} of its energy lost" if rank else "")
     out.print(f"{to}: {said}, content {written.hash[:12]}, made by run {written.run}", soft_wrap=True)
+
+
+@app.command("reproduce")
+def reproduce_study(
+    name: Annotated[str, typer.Argument(metavar="NAME", help="ptb or cifar10, or a study's TOML file.")],
+    quick: Annotated[bool, typer.Option("--quick", help="The short version: fewer methods, rounds and seeds.")] = False,
+    data: Annotated[
+        Path, typer.Option(envvar="FEDGEN_DATA", help="The folder with ptb/, cifar10/ and the others.")
+    ] = Path("data"),
+    work: Annotated[Path | None, typer.Option(help="The folder to go on from; by default one below runs/.")] = None,
+    to: Annotated[Path, typer.Option("--out", help="The folder for results.")] = Path("docs/results"),
+    minutes: Annotated[float, typer.Option(min=0.0, help="Start no run after so many minutes; 0: play all.")] = 0.0,
+    jobs: Annotated[int, typer.Option(min=0, help="Processes at work, a thread each; 0: one a core.")] = 0,
+) -> None:
+    """Play a published experiment anew, or go on with it; the same command again goes on where it was stopped."""
+    where = work or Path("runs") / f"reproduce-{Path(name).stem}{'-quick' if quick else ''}"
+    path, found = reproduce(name, data=data, work=where, out=to, quick=quick, minutes=minutes, jobs=jobs)
+    about = found["about"]
+    missing = f"; {about['missing']} are missing: the same command goes on" if about["missing"] else ""
+    out.print(f"{path}: {len(found['runs'])} of {about['wanted']} runs{missing}", soft_wrap=True)
 
 
 def _play(plan: Path, to: Path | None, settings: Sequence[str]) -> Run:
