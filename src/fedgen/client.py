@@ -14,11 +14,10 @@ from typing import Annotated, Literal
 import torch
 from torch import Tensor
 
-from fedgen import lora
 from fedgen.backbones import Backbone
-from fedgen.bank import Bank
 from fedgen.data.deal import count, join, take
 from fedgen.records import Range, Rows, Tree
+from fedgen.weights import AnyBank
 
 BETAS, EPSILON = (0.9, 0.999), 1e-8
 PASS_TOKENS = 1024  # more tokens a pass leave the caches of a CPU; a GPU takes 32 times as many
@@ -133,7 +132,7 @@ class Drops:
         return rows * (torch.stack(drawn) >= self.share).to(rows) / (1 - self.share)
 
 
-def train(training: Training, backbone: Backbone, bank: Bank, jobs: Sequence[Job]) -> list[Trained]:
+def train(training: Training, backbone: Backbone, bank: AnyBank, jobs: Sequence[Job]) -> list[Trained]:
     """Train every job, all in one pass a step, with the same result as one at a time."""
     plans = {job.name: order(training, count(job.rows), job.draw("order")) for job in jobs}
     jobs = sorted(jobs, key=lambda job: -len(plans[job.name]))
@@ -166,12 +165,12 @@ def train(training: Training, backbone: Backbone, bank: Bank, jobs: Sequence[Job
         terms[:n] += counts.sum(1).cpu()
     done = zip(jobs, lines.cpu(), (losses / steps).tolist(), steps.tolist(), terms.tolist(), strict=True)
     return [
-        Trained(job.name, bank.layout.tree(line, lora.rank(job.start)), loss, int(own), int(seen))
+        Trained(job.name, bank.layout.tree(line, bank.layout.rank_of(job.start)), loss, int(own), int(seen))
         for job, line, loss, own, seen in done
     ]
 
 
-def _free(bank: Bank, jobs: Sequence[Job]) -> Tensor | None:
+def _free(bank: AnyBank, jobs: Sequence[Job]) -> Tensor | None:
     """Which numbers of each job's line move; None if all of all do."""
     if all(job.free is None for job in jobs):
         return None

@@ -12,7 +12,6 @@ import torch
 
 from fedgen import seeds, tree
 from fedgen.backbones import Backbone
-from fedgen.bank import Bank
 from fedgen.client import Job, Trained, Training, train
 from fedgen.data.deal import count, take
 from fedgen.encode import Encoder, Profile, Silent
@@ -21,6 +20,7 @@ from fedgen.evaluate import Score, score
 from fedgen.personal import Personal, Start
 from fedgen.records import GLOBAL, Client, Failure, Offer, Reply, Rows, Update
 from fedgen.store import Shelf
+from fedgen.weights import AnyBank
 
 SHARED, OWN = "shared", "own"
 CLUSTER = "cluster"  # whose adapter a score is of: that of the client's own cluster
@@ -33,7 +33,7 @@ class Site:
 
     seed: int
     backbone: Backbone
-    bank: Bank
+    bank: AnyBank
     clients: Mapping[str, Client]
     training: Training
     personal: Personal
