@@ -35,7 +35,7 @@ WRONG: list[tuple[dict[str, Any], str]] = [
     ({"rund": 3}, ("plan: 'rund' is not one of name, seed, rounds, place, backbone, adapter, data, partition, "
                    "deal, training, encode, profile, cluster, hierarchy, exchange, cohort, share, aggregate, outer, "
                    "personal, evaluate, quality")),
-    ({"adapter": {"r": 4}}, "adapter.r: no such key; Adapter has rank, targets"),
+    ({"adapter": {"r": 4}}, "adapter.r: no such key; Adapter has rank, targets, ranks, of"),
     ({"data": {"path": "x"}}, "data.path: no such key; Stdlib has limit, modules, piece"),
     ({"personal": {"kind": "none", "epochs": 1}}, "personal.epochs: no such key; Nothing has no keys but kind"),
     # kinds

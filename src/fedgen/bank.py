@@ -61,10 +61,6 @@ class Layout:
             parts += [a.flatten(), b.flatten()]
         return torch.cat(parts)
 
-    def rank_of(self, adapter: Tree) -> int:
-        """The rank at which `tree` gives this adapter back."""
-        return lora.rank(adapter)
-
     def tree(self, line: Tensor, rank: int) -> Tree:
         """The tree of this rank that lies in a line."""
         found: Tree = {}
@@ -73,6 +69,10 @@ class Layout:
             found[f"{lora.PREFIX}{spot.path}.lora_A.weight"] = near_a.flatten(0, 1).clone()
             found[f"{lora.PREFIX}{spot.path}.lora_B.weight"] = near_b.clone()
         return found
+
+    def rank_of(self, adapter: Tree) -> int:
+        """The adapter's own rank."""
+        return lora.rank(adapter)
 
     def _cut(self, line: Tensor) -> tuple[Sequence[Tensor], Sequence[Tensor]]:
         parts = line.split(self.cuts, dim=-1)
@@ -168,7 +168,12 @@ class ConvLane(Lane):
 
 
 class Bank:
-    """Slots of adapters on one network, whose target layers are lanes until `close`."""
+    """Slots of adapters on one network, whose target layers are lanes until `close`.
+
+    A pass carries any number of lines `at_once`.
+    """
+
+    at_once: int | None = None
 
     def __init__(self, network: nn.Module, names: Sequence[str], rank: int, slots: int = 0) -> None:
         self.network = network.requires_grad_(False)
@@ -206,6 +211,10 @@ class Bank:
     def read(self, slot: int) -> Tree:
         """The adapter in a slot, at its own rank."""
         return self.layout.tree(self.lines[slot].cpu(), self.ranks[slot])
+
+    def passes(self, owners: Sequence[object], most: int) -> list[slice]:
+        """Rows in passes of at most so many; whose they are does not matter."""
+        return [slice(at, at + most) for at in range(0, len(owners), most)]
 
     @contextmanager
     def rows(self, slots: Tensor, weights: Tensor | None = None) -> Iterator[None]:

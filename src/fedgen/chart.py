@@ -8,6 +8,7 @@ from torch import Tensor
 
 from fedgen.bank import Layout
 from fedgen.records import Tree
+from fedgen.weights import Span
 
 
 class Chart(Protocol):
@@ -54,6 +55,6 @@ class Square:
         return torch.cat(parts, 1)
 
 
-def chart_of(layout: Layout, frame: Tree | None) -> Chart:
+def chart_of(layout: Layout | Span, frame: Tree | None) -> Chart:
     """The chart for a frame, or for none."""
-    return Square(layout, frame) if frame else Whole()
+    return Square(layout, frame) if frame and isinstance(layout, Layout) else Whole()

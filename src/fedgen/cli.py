@@ -252,13 +252,14 @@ def _say_outcome(run: Run, *, write: bool = True) -> None:
 
 def _say_cost(plan: Path, settings: Sequence[str]) -> None:
     settled, cost = places.cost(plan, settings=settings)
+    less = f"; {saving(cost.saved)} less than full-model FedAvg" if settled.adapter.of == "pairs" else ""
     out.print(plans.write(settled), markup=False, soft_wrap=True)
     for line in (  # comments, so that what is printed is a plan still
         f"clients           {cost.clients}, {cost.cohort} a round, {settled.rounds} rounds",
         f"backbone          {cost.backbone_parameters:,} parameters, frozen",
         f"adapter           {cost.adapter_parameters:,} parameters",
         f"one message       {size(cost.message)}; full-model FedAvg would send {size(cost.full_message)}",
-        f"bytes a round     {size(cost.round_bytes)} each way; {saving(cost.saved)} less than full-model FedAvg",
+        f"bytes a round     {size(cost.round_bytes)} each way{less}",
         f"memory of a pass  about {size(cost.row_bytes * cost.rows_a_pass)} for {cost.rows_a_pass} rows",
     ):
         out.print(f"# {line}", markup=False, soft_wrap=True)

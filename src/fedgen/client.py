@@ -15,10 +15,10 @@ import torch
 from torch import Tensor
 
 from fedgen.backbones import Backbone
-from fedgen.bank import Bank
 from fedgen.chart import Chart, chart_of
 from fedgen.data.deal import count, join, take
 from fedgen.records import Range, Rows, Tree
+from fedgen.weights import AnyBank
 
 BETAS, EPSILON = (0.9, 0.999), 1e-8
 PASS_TOKENS = 1024  # more tokens a pass leave the caches of a CPU; a GPU takes 32 times as many
@@ -154,7 +154,7 @@ class Drops:
 class Passes:
     """The batches of a table of jobs, and the gradient of each job's own loss at its own line."""
 
-    def __init__(self, training: Training, backbone: Backbone, bank: Bank, jobs: Sequence[Job]) -> None:
+    def __init__(self, training: Training, backbone: Backbone, bank: AnyBank, jobs: Sequence[Job]) -> None:
         self.training, self.backbone, self.bank, self.jobs = training, backbone, bank, jobs
         self.noise, self.masks = [job.draw("noise") for job in jobs], [job.draw("dropout") for job in jobs]
 
@@ -174,7 +174,7 @@ class Passes:
         return slope, each.detach(), counts.sum(1)
 
     def ahead(self, lines: Tensor, picks: Tensor, chart: Chart) -> tuple[Tensor, Tensor, Tensor]:
-        """The same, where a step on half of each batch leads, and on the other half, if there is one (first-order MAML)."""
+        """The same, where a step on half of each batch leads, and on its other half, if any (first-order MAML)."""
         first, second = picks[:, ::2], picks[:, 1::2]
         second = second.where((second >= 0).any(1, keepdim=True), first[:, : second.shape[1]])
         second = second if second.shape[1] else first
@@ -183,7 +183,7 @@ class Passes:
         return slope, each, terms + more
 
 
-def train(training: Training, backbone: Backbone, bank: Bank, jobs: Sequence[Job]) -> list[Trained]:
+def train(training: Training, backbone: Backbone, bank: AnyBank, jobs: Sequence[Job]) -> list[Trained]:
     """Train every job, all in one pass a step, with the same result as one at a time."""
     plans = {job.name: order(training, count(job.rows), job.draw("order")) for job in jobs}
     jobs = sorted(jobs, key=lambda job: -len(plans[job.name]))
@@ -217,15 +217,15 @@ def train(training: Training, backbone: Backbone, bank: Bank, jobs: Sequence[Job
     ]
 
 
-def _stacked(bank: Bank, trees: Sequence[Tree]) -> Tensor:
+def _stacked(bank: AnyBank, trees: Sequence[Tree]) -> Tensor:
     return torch.stack([bank.layout.vector(adapter) for adapter in trees]).to(bank.lines)
 
 
-def _tree(bank: Bank, line: Tensor | None, job: Job) -> Tree:
+def _tree(bank: AnyBank, line: Tensor | None, job: Job) -> Tree:
     return {} if line is None else bank.layout.tree(line, bank.layout.rank_of(job.start.adapter))
 
 
-def _free(bank: Bank, jobs: Sequence[Job]) -> Tensor | None:
+def _free(bank: AnyBank, jobs: Sequence[Job]) -> Tensor | None:
     """Which numbers of each job's line move; None if all of all do."""
     if all(job.start.free is None for job in jobs):
         return None

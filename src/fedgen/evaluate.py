@@ -9,9 +9,9 @@ import torch
 from torch import Tensor
 
 from fedgen.backbones import Backbone
-from fedgen.bank import Bank
 from fedgen.data.deal import count, join, take
 from fedgen.records import Rows
+from fedgen.weights import AnyBank
 
 
 @dataclass(frozen=True)
@@ -82,7 +82,7 @@ def yardstick_of(facts: Mapping[str, Any]) -> Yardstick:
 
 
 @torch.no_grad()
-def score(backbone: Backbone, bank: Bank, tasks: Sequence[tuple[Tensor, Rows]], batch: int = 16) -> list[Score]:
+def score(backbone: Backbone, bank: AnyBank, tasks: Sequence[tuple[Tensor, Rows]], batch: int = 16) -> list[Score]:
     """Score each adapter's line on its rows; rows of all tasks share the passes.
 
     A row counts once, with the mean of its looks. What chance adds to a row depends on its place among its task's rows
@@ -94,11 +94,11 @@ def score(backbone: Backbone, bank: Bank, tasks: Sequence[tuple[Tensor, Rows]], 
     lines = torch.stack([line for line, _ in tasks]).to(bank.lines)
     draws = [torch.Generator().manual_seed(0) for _ in tasks]
     losses, terms = torch.zeros(len(owner), dtype=torch.float64), torch.zeros(len(owner), dtype=torch.long)
-    for part in torch.arange(len(owner)).split(batch):
+    for part in bank.passes(owner.tolist(), batch):
         whose, which = owner[part], place[part]
         found = [(at, take(tasks[at][1], which[whose == at])) for at in whose.unique().tolist()]
         rows = join([backbone.draw(own, draws[at]) for at, own in found])
-        with bank.carry(lines[whose]):
+        with bank.carry(lines[whose[: bank.at_once]]):
             sums, counts = backbone.losses(rows)
         losses[part], terms[part] = sums.double().cpu(), counts.cpu()
     sizes = [len(own) for own in places]

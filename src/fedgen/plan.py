@@ -10,8 +10,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
+from torch import nn
+
 from fedgen.aggregate import AGGREGATES, Aggregate, Average, Exact
 from fedgen.backbones import BACKBONES, Diffusion, Language, Model
+from fedgen.bank import Bank
 from fedgen.client import Training
 from fedgen.cluster import CLUSTERS, Clustering, Nothing
 from fedgen.cohort import COHORTS, Cohort, Uniform
@@ -21,21 +24,30 @@ from fedgen.errors import FedgenError, PlanError
 from fedgen.exchange import EXCHANGES, Alone, Exchange, Neighbours, Toward
 from fedgen.groups import Hierarchy
 from fedgen.outer import OUTERS, Outer, Plain
-from fedgen.personal import PERSONALS, Added, FineTune, Personal
+from fedgen.personal import PERSONALS, Added, Beside, FineTune, Personal
 from fedgen.records import Range
 from fedgen.share import SHARES, Halves, Share
+from fedgen.weights import AnyBank, Weights
 
 
 @dataclass(frozen=True)
 class Adapter:
-    """The federated adapter: its rank, and the layers it adapts (none named: the backbone's own choice).
+    """The federated adapter: pairs of factors of this rank on the layers named (none: the backbone's own choice).
 
     Devices that carry less have `ranks` of their own, dealt out in turn by name; an adapter is cut to them.
+
+    `of = "weights"` is the full model instead: every weight is trained and sent, as its change from the backbone, which
+    `training.decay` pulls to zero; it has no rank, and no layers to name.
     """
 
     rank: Annotated[int, Range(1)] = 4
     targets: tuple[str, ...] = ()
     ranks: tuple[int, ...] = ()
+    of: Literal["pairs", "weights"] = "pairs"
+
+    def bank(self, network: nn.Module, rank: int) -> AnyBank:
+        """The bank of such adapters on a network, the widest of this rank."""
+        return Weights(network) if self.of == "weights" else Bank(network, self.targets, rank)
 
 
 @dataclass(frozen=True)
@@ -265,6 +277,8 @@ def agree(plan: Plan) -> None:
 
     _agree_on_clusters(plan)
     _agree_on_share(plan)
+    if plan.adapter.of == "weights":
+        _agree_on_weights(plan)
 
 
 def _agree_on_share(plan: Plan) -> None:
@@ -289,9 +303,8 @@ def _agree_on_ranks(plan: Plan, aggregate: str) -> None:
     if not all(1 <= rank <= plan.adapter.rank for rank in plan.adapter.ranks):
         raise PlanError(f"adapter.ranks: wanted ranks from 1 to adapter.rank = {plan.adapter.rank}")
     if aggregate not in ("exact", "padded", "stack") or plan.cluster.evidence != "none":
-        raise PlanError(
-            "adapter.ranks: several ranks want aggregate.kind = 'exact', 'padded' or 'stack', and no clusters"
-        )
+        wish = "aggregate.kind = 'exact', 'padded' or 'stack', and no clusters"
+        raise PlanError(f"adapter.ranks: several ranks want {wish}")
 
 
 def _agree_on_clusters(plan: Plan) -> None:
@@ -312,6 +325,25 @@ def _agree_on_clusters(plan: Plan) -> None:
         raise PlanError("personal.whole: without clusters the global adapter is all there is below; set it to 0")
     if hierarchy.every and evidence not in ("profiles", "adapters"):
         raise PlanError(f"hierarchy.every: nothing is formed anew by {evidence}; set it to 0")
+
+
+def _agree_on_weights(plan: Plan) -> None:
+    on_pairs = {
+        "aggregate": not isinstance(plan.aggregate, Average),
+        "exchange": plan.exchange != Alone(),
+        "cluster": plan.cluster.evidence == "adapters",
+        "hierarchy.merge": plan.hierarchy.merge > 0,
+        "hierarchy.split": plan.hierarchy.split != 0,
+        "personal": isinstance(plan.personal, Added | Beside),
+        "share": plan.share != Halves(),
+        "adapter.ranks": bool(plan.adapter.ranks),
+        "training.dropout": plan.training.dropout > 0,
+    }
+    if found := [name for name, wants_pairs in on_pairs.items() if wants_pairs]:
+        raise PlanError(
+            f"adapter.of and {found[0]}: as set, {found[0]} works on pairs of factors, and 'weights' has none; "
+            f"leave {found[0]} at its default, or set adapter.of = 'pairs'"
+        )
 
 
 def kind_of(section: str, part: object) -> str:

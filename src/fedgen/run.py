@@ -25,7 +25,7 @@ from fedgen.plan import Plan
 from fedgen.records import GLOBAL, Ask, Failure, Report, State, Tree, Update
 from fedgen.rounds import Server, play
 from fedgen.share import Halves
-from fedgen.store import Card, Shelf, load_bundle, save_bundle, write_whole
+from fedgen.store import Card, Shelf, load_bundle, save_bundle, save_change, write_whole
 from fedgen.turns import CLUSTER, read_scores
 
 PLAN, FACTS, SCORES = "plan.toml", "facts.json", "scores.json"
@@ -113,7 +113,8 @@ class Run:
         if own is not None:
             client = name.removeprefix("client/")
             _, parent = self.adapter(self.clusters.get("uses", {}).get(client, GLOBAL))
-            kin = dataclasses.replace(parent, client=client, parent=parent.hash, rank=lora.rank(own))
+            rank = lora.rank(own) if parent.rank else 0  # a full model's own part is a full model
+            kin = dataclasses.replace(parent, client=client, parent=parent.hash, rank=rank)
             return own, dataclasses.replace(kin, hash="", metrics={})
         if not (self.folder / ADAPTERS / name).is_dir() or not name:
             names = self.adapters()
@@ -294,12 +295,14 @@ def _save(folder: Path, name: str, state: State, place: Place, metrics: Mapping[
         round=state.round,
         cluster=cluster,
         parent=tree.digest(place.start),
-        rank=lora.rank(adapter),
         targets=tuple(place.facts["targets"]),
         fan_in_fan_out=place.facts["fan_in_fan_out"],
         metrics=metrics,
     )
-    save_bundle(folder / ADAPTERS / name, adapter, card, component=place.facts.get("component", ""))
+    if place.facts["of"] == "weights":
+        save_change(folder / ADAPTERS / name, adapter, card)
+    else:
+        save_bundle(folder / ADAPTERS / name, adapter, card, component=place.facts.get("component", ""))
 
 
 def _dump(content: Mapping[str, Any]) -> bytes:

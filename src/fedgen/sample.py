@@ -17,13 +17,13 @@ from torch.nn import functional as F
 
 from fedgen import lora, seeds
 from fedgen.backbones import Backbone, DiffusionBackbone, LanguageBackbone
-from fedgen.bank import Bank
 from fedgen.errors import ServeError, StoreError
 from fedgen.records import Document, Rows, Tree
 from fedgen.roster import CENTROIDS
 from fedgen.run import Run
 from fedgen.store import Card, read_bytes
 from fedgen.tree import unpack
+from fedgen.weights import AnyBank
 
 BARE = "backbone"  # the name of no adapter at all
 CROWD = 32  # pictures drawn at once, each under its own adapter
@@ -49,7 +49,7 @@ class Sampler:
 
     run: Run
     backbone: Backbone
-    bank: Bank
+    bank: AnyBank
     known: dict[str, Tensor] = field(default_factory=dict)
 
     def line(self, adapter: str) -> Tensor:
@@ -62,7 +62,11 @@ class Sampler:
         return self.known[adapter]
 
     def under(self, mixtures: Sequence[Mixture]) -> AbstractContextManager[None]:
-        """Give each of so many equal groups of a batch's rows its own mixture, for as long as the context lasts."""
+        """Give each of so many equal groups of a batch's rows its own mixture, for as long as the context lasts.
+
+        Where a pass carries one, it is that of the first group, which is that of all.
+        """
+        mixtures = mixtures[: self.bank.at_once]
         if all(list(one.values()) == [1.0] for one in mixtures):
             return self.bank.carry(torch.stack([self.line(name) for one in mixtures for name in one]))
         widest = max(map(len, mixtures))
@@ -94,8 +98,8 @@ class Sampler:
         said = [said_by(self.run, wish.adapter) for wish in wishes]
         for name in {name for stages in said for _, mixed in stages for name in mixed}:
             self.line(name)  # one that is not there is told before anything is drawn
-        for at in range(0, len(wishes), CROWD):
-            yield from self._painted(self.backbone, wishes[at : at + CROWD], said[at : at + CROWD], steps, guidance)
+        for part in self.bank.passes(said, CROWD):
+            yield from self._painted(self.backbone, wishes[part], said[part], steps, guidance)
 
     def _painted(
         self, backbone: DiffusionBackbone, crowd: Sequence[Wish], said: Sequence[Stages], steps: int, guidance: float
@@ -122,7 +126,7 @@ def sampler(run: Run) -> Sampler:
     """Load a run's backbone and make room for its adapters."""
     plan = run.plan
     backbone = plan.backbone.load()
-    return Sampler(run, backbone, Bank(backbone.network, plan.adapter.targets, plan.width))
+    return Sampler(run, backbone, plan.adapter.bank(backbone.network, plan.width))
 
 
 # ---- what is said of adapters in words
@@ -224,6 +228,9 @@ def compact(run: Run, parts: Mixture, rank: int = 0) -> tuple[Tree, Card, float]
     found = {name: run.adapter(name) for name in parts if name != BARE}  # the backbone adds nothing
     if not found:
         raise ServeError(f"mixture '{spelled(parts)}': has no adapter in it; name one of the run's")
+    if whole_models := [name for name, (_, card) in found.items() if not card.rank]:
+        which = f"'{whole_models[0]}' is the change of a full model"
+        raise ServeError(f"adapter: {which}, and a bundle holds pairs of factors; use it as the run keeps it")
     shares = [(parts[name], tree) for name, (tree, _) in found.items()]
     whole = sum(lora.rank(tree) for _, tree in shares)
     first, card = next(iter(found.values()))

@@ -12,7 +12,6 @@ import torch
 
 from fedgen import seeds, tree
 from fedgen.backbones import Backbone
-from fedgen.bank import Bank
 from fedgen.client import Job, Start, Trained, Training, train
 from fedgen.data.deal import count, take
 from fedgen.encode import Encoder, Profile, Silent
@@ -22,6 +21,7 @@ from fedgen.personal import Personal
 from fedgen.records import GLOBAL, Client, Failure, Offer, Reply, Rows, Update
 from fedgen.share import Halves, Share
 from fedgen.store import Shelf
+from fedgen.weights import AnyBank
 
 SHARED, OWN = "shared", "own"
 CLUSTER = "cluster"  # whose adapter a score is of: that of the client's own cluster
@@ -34,7 +34,7 @@ class Site:
 
     seed: int
     backbone: Backbone
-    bank: Bank
+    bank: AnyBank
     clients: Mapping[str, Client]
     training: Training
     personal: Personal

@@ -9,7 +9,7 @@ Modules = Mapping[str, ast.Module]
 FLOORS = [
     "errors records",
     "seeds tree",
-    "lora factors bank chart weights store",
+    "lora factors bank weights chart store",
     "backbones data encode client evaluate quality sheet",
     "cohort aggregate outer cluster kinship exchange personal share guards devices",
     "turns groups rounds journal plan methods roster run sample exhibit",

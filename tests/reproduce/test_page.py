@@ -154,8 +154,9 @@ def painted(name: str, result: Result) -> Any:
     """The axes of a figure, painted and looked at."""
     sheet = FIGURES[name].sheet(result)
     assert sheet is not None
-    figure = drawing.matplotlib().figure.Figure(figsize=(8, 4))
-    sheet.paint(figure)
+    with drawing.matplotlib().style.context(["default", drawing.SETTINGS]):
+        figure = drawing.matplotlib().figure.Figure(figsize=(8, 4))
+        sheet.paint(figure)
     return figure.axes
 
 
@@ -189,7 +190,7 @@ def test_gains_are_sorted_and_counted(text: Result) -> None:
     assert len(falls) == CLIENTS
     assert falls[0] < 0 < falls[1]
     assert left.get_legend().get_texts()[0].get_text() == f"mild: 95% of {CLIENTS} gain"
-    assert right.get_title(loc="left") == "clients"
+    assert right.get_title("left") == "clients"
 
 
 def test_names_at_the_ends_of_lines_do_not_touch(text: Result) -> None:

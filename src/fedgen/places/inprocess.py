@@ -18,7 +18,6 @@ from transformers.pytorch_utils import Conv1D
 
 from fedgen import lora, seeds, tree
 from fedgen.backbones import Backbone
-from fedgen.bank import Bank
 from fedgen.client import width
 from fedgen.data import clients
 from fedgen.data.deal import count
@@ -34,8 +33,9 @@ SHELF_MEMORY = 2**28  # bytes of clients' own adapters kept in memory
 
 def settle(plan: Plan, backbone: Backbone) -> Plan:
     """The plan with all said that this machine decides, paths made whole: a resumed run decides nothing again."""
-    wide = width(plan.training, backbone, free_memory())
-    targets = plan.adapter.targets or tuple(backbone.targets)
+    whole_models = plan.adapter.of == "weights"
+    wide = 1 if whole_models else width(plan.training, backbone, free_memory())
+    targets = () if whole_models else plan.adapter.targets or tuple(backbone.targets)
     adapter = dataclasses.replace(plan.adapter, targets=targets)
     training = dataclasses.replace(plan.training, cohort=wide)
     places = {section: whole(getattr(plan, section)) for section in ("backbone", "data", "quality")}
@@ -56,7 +56,7 @@ def place(plan: Plan, backbone: Backbone, shelf: Path | None, tell: Callable[[ob
     held, dropped = _held(plan, backbone, documents, shares)
     labels = _known({name: _label(documents[at].label for at in shares[name]) for name in held})
     facts = facts_of(plan, backbone)
-    bank = Bank(backbone.network, plan.adapter.targets, plan.width)
+    bank = plan.adapter.bank(backbone.network, plan.width)
     own = Shelf(shelf, SHELF_MEMORY)
     parts = plan.training, plan.personal, own, plan.evaluate.rows, plan.encode, plan.profile, plan.share
     site = Site(plan.seed, backbone, bank, held, *parts)
@@ -109,7 +109,8 @@ def _draw(seed: int, client: str) -> torch.Generator:
 def facts_of(plan: Plan, backbone: Backbone) -> dict[str, Any]:
     """What holds for the whole run: the model's size and identity, the machine, the versions."""
     weights = list(backbone.network.parameters())  # a tied weight counts once
-    layers = lora.targets(backbone.network, plan.adapter.targets)
+    named = plan.adapter.targets
+    layers = lora.targets(backbone.network, named) if named else {}
     libraries = ("fedgen-edge", "torch", "transformers", *(["diffusers"] if backbone.kind == "image" else []))
     return {
         "kind": backbone.kind,
@@ -117,7 +118,8 @@ def facts_of(plan: Plan, backbone: Backbone) -> dict[str, Any]:
         "looks": backbone.looks,
         "backbone": backbone.name,
         "backbone_hash": backbone.hash,
-        "targets": list(plan.adapter.targets),
+        "of": plan.adapter.of,
+        "targets": list(named),
         "fan_in_fan_out": any(isinstance(layer, Conv1D) for layer in layers.values()),
         "parameters": sum(weight.numel() for weight in weights),
         "full_bytes": sum(weight.numel() * weight.element_size() for weight in weights),

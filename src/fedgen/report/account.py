@@ -103,7 +103,8 @@ def _held_out(run: Digest) -> list[tuple[str, str]]:
 def _training(run: Digest) -> list[tuple[str, str]]:
     plan, rows = run.plan, run.facts.get("rows", 0)
     turn = counted(plan.training.steps, "step") if plan.training.steps else counted(plan.training.epochs, "epoch")
-    where = f"rank {plan.adapter.rank} on {listed(plan.adapter.targets)}"
+    pairs = plan.adapter.of == "pairs"
+    where = f"rank {plan.adapter.rank} on {listed(plan.adapter.targets)}" if pairs else "every weight of the model"
     how = f"{turn} a turn with {plan.training.optimizer}, batches of {counted(plan.training.batch, 'row')}, {where}"
     start = "the cluster's adapter" if run.grouped else "the global adapter"
     own = {

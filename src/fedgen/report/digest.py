@@ -86,8 +86,9 @@ class Digest:
 
     @property
     def saved(self) -> float | None:
-        """The share of full-model FedAvg's uplink that was not sent in the rounds so far."""
-        return 1 - self.sum("up") / sum(self.full_up) if sum(self.full_up) else None
+        """The share of full-model FedAvg's uplink that was not sent in the rounds so far; none of a full model's."""
+        small = sum(self.full_up) and self.plan.adapter.of == "pairs"
+        return 1 - self.sum("up") / sum(self.full_up) if small else None
 
     @property
     def settings(self) -> dict[str, Any]:

@@ -33,14 +33,15 @@ def opening(run: Digest) -> str:
 def _what_happened(run: Digest) -> str:
     plan, rounds = run.plan, len(run.journal)
     asked = max((len(line["clients"]) for line in run.journal), default=0)
-    model = f"a frozen model of {amount(run.facts.get('parameters', 0))} parameters" if run.facts else "a frozen model"
-    who, what = counted(run.clients, "client"), "a shared adapter"
+    large = f" of {amount(run.facts.get('parameters', 0))} parameters" if run.facts else ""
+    who, each = counted(run.clients, "client"), ""
     if run.members:
-        who, what = f"{who} in {counted(len(run.members), 'cluster')}", "one adapter a cluster, each"
-    told = (
-        f"{who} trained {what} of rank {plan.adapter.rank} for {model}, "
-        f"{asked:,} a round, in {counted(rounds, 'round')}."
-    )
+        who, each = f"{who} in {counted(len(run.members), 'cluster')}", "one {} a cluster, each"
+    if plan.adapter.of == "weights":
+        what = f"{each.format('model') or 'a shared model'}{large}, every weight of it"
+    else:
+        what = f"{each.format('adapter') or 'a shared adapter'} of rank {plan.adapter.rank} for a frozen model{large}"
+    told = f"{who} trained {what}, {asked:,} a round, in {counted(rounds, 'round')}."
     return f"{told} {_gained(run)}" if run.scores else told
 
 

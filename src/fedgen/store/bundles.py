@@ -18,13 +18,15 @@ from fedgen.tree import digest, pack, unpack
 
 CONFIG, WEIGHTS, CARD = "adapter_config.json", "adapter_model.safetensors", "card.json"
 DIFFUSERS = "pytorch_lora_weights.safetensors"
+CHANGE = "change.safetensors"  # of a full model
 
 
 @dataclass(frozen=True, kw_only=True)
 class Card:
     """An adapter's identity and lineage; `hash` is its content, `parent` the hash of what it was trained from.
 
-    `fan_in_fan_out` says that the adapted layers keep their weights turned, as GPT-2's Conv1D does.
+    A full model has rank 0. `fan_in_fan_out` says that the adapted layers keep their weights turned, as GPT-2's Conv1D
+    does.
     """
 
     kind: str
@@ -60,16 +62,23 @@ def save_bundle(folder: Path, tree: Tree, card: Card, *, component: str = "") ->
     return card
 
 
+def save_change(folder: Path, tree: Tree, card: Card) -> Card:
+    """Save a full model as its change from the backbone: no adapter, and of use to nobody but fedgen."""
+    tree = {key: _settled(tree[key]) for key in sorted(tree)}
+    _refuse_broken(tree, folder)
+    card = replace(card, hash=digest(tree), rank=0, targets=())
+    save_folder(folder, {CHANGE: pack(tree, {"format": "pt"}), CARD: _dump(_card_out(card))})
+    return card
+
+
 def load_bundle(folder: Path, *, backbone_hash: str = "") -> tuple[Tree, Card]:
-    """Load an adapter and its card, ours or PEFT's own, and refuse one that is damaged or of another backbone."""
+    """Load an adapter and its card, ours or PEFT's own, and refuse one that is damaged or of another backbone.
+
+    A full model is loaded as its change from the backbone.
+    """
     folder = standing(folder)
-    own = (folder / CARD).exists()
-    config = _json(folder / CONFIG)
     try:
-        found, _ = unpack(read_bytes(folder / WEIGHTS), str(folder / WEIGHTS))
-        _refuse_broken(found, folder / WEIGHTS)
-        tree = fold_scale(found if own else _to_float(found), config, folder / CONFIG)
-        card = _card_in(folder / CARD) if own else _made_up(tree, config)
+        tree, card = _changed(folder) if (folder / CHANGE).exists() else _adapted(folder)
     except TreeError as error:
         raise StoreError(f"{folder}: {error}") from error
     if card.hash != digest(tree):
@@ -79,6 +88,23 @@ def load_bundle(folder: Path, *, backbone_hash: str = "") -> tuple[Tree, Card]:
             f"{folder}: made for backbone '{card.backbone}' ({card.backbone_hash}), not for this one ({backbone_hash})"
         )
     return tree, card
+
+
+def _adapted(folder: Path) -> tuple[Tree, Card]:
+    own, config = (folder / CARD).exists(), _json(folder / CONFIG)
+    found = _numbers(folder / WEIGHTS)
+    tree = fold_scale(found if own else _to_float(found), config, folder / CONFIG)
+    return tree, _card_in(folder / CARD) if own else _made_up(tree, config)
+
+
+def _changed(folder: Path) -> tuple[Tree, Card]:
+    return _numbers(folder / CHANGE), _card_in(folder / CARD)
+
+
+def _numbers(path: Path) -> Tree:
+    found, _ = unpack(read_bytes(path), str(path))
+    _refuse_broken(found, path)
+    return found
 
 
 def _to_float(tree: Tree) -> Tree:
