@@ -61,7 +61,7 @@ def prepare(data: Path, work: Path, minutes: float, say: Say = print) -> dict[st
     if not (folder / RECORD).is_file():
         pretrain(Recipe(minutes), folder, pictures(data / TRAIN, VEHICLES), say)
     if not all((work / name).is_file() for name in (CLIENTS, TRIALS, REAL)):
-        animals = pictures(data / TRAIN, ANIMALS)
+        animals = sorted(pictures(data / TRAIN, ANIMALS), key=lambda animal: animal.label)
         kept = [animal for number, animal in enumerate(animals) if number % TRIAL]
         for name, held in ((CLIENTS, kept), (TRIALS, animals[::TRIAL]), (REAL, pictures(data / TEST, ANIMALS))):
             write_whole(work / name, packed(held))

@@ -126,7 +126,7 @@ def _step(
     ids = train[at[:, None] + torch.arange(shape.context + 1)]
     with torch.autocast("cpu", torch.bfloat16):
         loss = loss_of(model, ids)
-    loss.backward()  # type: ignore[no-untyped-call]
+    loss.backward()
     torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
     optimizer.step()
     optimizer.zero_grad()

@@ -201,7 +201,7 @@ def _record(kind: type[Record], where: str, said: Mapping[str, Any]) -> Record:
     _known(where, said, tuple(hints))
     if "worlds" not in said:
         raise PlanError(f"{where}: worlds are missing; name at least one")
-    made = {key: tuple(value) if isinstance(value, list) else value for key, value in said.items()}
+    made: dict[str, Any] = {key: tuple(value) if isinstance(value, list) else value for key, value in said.items()}
     for key, value in made.items():
         wanted = typing.get_origin(hints[key]) or hints[key]
         if not isinstance(value, wanted):

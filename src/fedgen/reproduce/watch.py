@@ -33,7 +33,8 @@ class Watch:
         self.sent = self.message = self.rank = 0
         self.checks: list[Score] = []
         self.updates: list[Update] = []
-        self.folder, self.start = Path(), None
+        self.folder = Path()
+        self.start: Tree | None = None
 
     def tell(self, event: object) -> None:
         """Take one event in."""
