@@ -150,17 +150,17 @@ def fresh(layers: Mapping[str, nn.Module], rank: int, draw: torch.Generator) -> 
 
 def product_sum(parts: Sequence[tuple[float, Tree]]) -> Tree:
     """The weighted sum of the products, exactly: factors stacked, ranks added."""
-    return tree_of(_like(_stack(row), row[0][1]) for row in _aligned(parts))
+    return tree_of(pair_of(stacked(row), row[0][1]) for row in aligned(parts))
 
 
 def best(tree: Tree, rank: int) -> Tree:
     """The nearest adapter of this rank (Eckart and Young), its two factors balanced."""
-    return tree_of(_like(_truncate(_product(pair), rank // _groups(pair)), pair) for pair in _of_rank(tree, rank))
+    return tree_of(pair_of(_truncate(product_of(pair), rank // groups_of(pair)), pair) for pair in of_rank(tree, rank))
 
 
 def resize(tree: Tree, rank: int) -> Tree:
     """The same adapter at another rank: exact upwards, the nearest one downwards."""
-    return tree_of(_resize(pair, rank) for pair in _of_rank(tree, rank))
+    return tree_of(_resize(pair, rank) for pair in of_rank(tree, rank))
 
 
 def compact(parts: Sequence[tuple[float, Tree]], rank: int) -> tuple[Tree, float]:
@@ -177,8 +177,8 @@ def inner(a: Tree, b: Tree) -> float:
 def gram(trees: Sequence[Tree]) -> Tensor:
     """The inner products of the adapters' products, each with each [n, n], exactly and by r x r blocks."""
     found = torch.zeros(len(trees), len(trees), dtype=torch.float64)
-    for row in _aligned([(1.0, tree) for tree in trees]):
-        b, a = _stack(row)
+    for row in aligned([(1.0, tree) for tree in trees]):
+        b, a = stacked(row)
         owner = torch.tensor([at for at, (_, pair) in enumerate(row) for _ in range(pair.b.shape[1])])
         for some, mine in zip(torch.arange(len(owner)).split(WIDE), owner.split(WIDE), strict=True):
             blocks = ((b[:, :, some].mT @ b) * (a[:, some] @ a.mT)).sum(0)
@@ -198,9 +198,9 @@ def cosines(trees: Sequence[Tree]) -> Tensor:
 def energy_kept(tree: Tree, rank: int) -> float:
     """The share of the squared singular values that `best` at this rank would keep, over all layers."""
     kept = total = 0.0
-    for pair in _of_rank(tree, rank):
-        energy = torch.linalg.svdvals(_small(_product(pair))[1]).square()
-        kept += float(energy[:, : rank // _groups(pair)].sum())
+    for pair in of_rank(tree, rank):
+        energy = torch.linalg.svdvals(small(product_of(pair))[1]).square()
+        kept += float(energy[:, : rank // groups_of(pair)].sum())
         total += float(energy.sum())
     return kept / total if total else 1.0
 
@@ -211,11 +211,11 @@ def apart_error(parts: Sequence[tuple[float, Tree]]) -> float:
     if not weight > 0:
         raise TreeError(f"apart: the weights of {len(parts)} adapters sum to {weight}, wanted more than 0")
     wrong = size = 0.0
-    for row in _aligned([(share / weight, tree) for share, tree in parts]):
-        exact, apart = _stack(row), _mean_apart(row)
+    for row in aligned([(share / weight, tree) for share, tree in parts]):
+        exact, apart = stacked(row), mean_apart(row)
         gap = torch.cat((exact[0], -apart[0]), 2), torch.cat((exact[1], apart[1]), 1)
-        wrong += float(_small(gap)[1].square().sum())
-        size += float(_small(exact)[1].square().sum())
+        wrong += float(small(gap)[1].square().sum())
+        size += float(small(exact)[1].square().sum())
     return math.sqrt(wrong / size) if size else (math.inf if wrong else 0.0)
 
 
@@ -227,7 +227,7 @@ def check_layers(tree: Tree, like: Tree, where: str) -> None:
         raise TreeError(f"{where}: '{odd}' is not in all of them in one shape; all must adapt the same layers")
 
 
-def _aligned(parts: Sequence[tuple[float, Tree]]) -> list[list[tuple[float, Pair]]]:
+def aligned(parts: Sequence[tuple[float, Tree]]) -> list[list[tuple[float, Pair]]]:
     """For each layer, every part's weight and pair; all parts must adapt the same layers of the same shapes."""
     if not parts:
         raise TreeError("adapters: wanted at least one, came none")
@@ -239,64 +239,68 @@ def _aligned(parts: Sequence[tuple[float, Tree]]) -> list[list[tuple[float, Pair
 
 def _layer(pair: Pair) -> tuple[int, ...]:
     """What the factors say of their layer, whatever the rank."""
-    return (_groups(pair), pair.b.shape[0], *pair.a.shape[1:])
+    return (groups_of(pair), pair.b.shape[0], *pair.a.shape[1:])
 
 
-def _of_rank(tree: Tree, rank: int) -> list[Pair]:
+def of_rank(tree: Tree, rank: int) -> list[Pair]:
     """The tree's pairs, once it is sure that they can have this rank."""
     found = pairs(tree)
     for pair in found:
-        if rank < 1 or rank % _groups(pair):
-            raise TreeError(f"rank: '{pair.path}' can have a positive multiple of {_groups(pair)}, came {rank}")
+        if rank < 1 or rank % groups_of(pair):
+            raise TreeError(f"rank: '{pair.path}' can have a positive multiple of {groups_of(pair)}, came {rank}")
     return found
 
 
-def _groups(pair: Pair) -> int:
+def groups_of(pair: Pair) -> int:
+    """How many groups its convolution has; 1 for every other layer."""
     return pair.a.shape[0] // pair.b.shape[1]
 
 
-def _product(pair: Pair) -> Product:
-    groups = _groups(pair)
+def product_of(pair: Pair) -> Product:
+    """The factors as matrices in float64, a batch of one a group."""
+    groups = groups_of(pair)
     if not (pair.a.isfinite().all() and pair.b.isfinite().all()):
         raise TreeError(f"adapter: the factors of '{pair.path}' hold NaN or infinity")
     a = pair.a.detach().double().reshape(groups, pair.b.shape[1], -1)
     return pair.b.detach().double().reshape(groups, pair.b.shape[0] // groups, -1), a
 
 
-def _like(product: Product, pair: Pair) -> Pair:
+def pair_of(product: Product, pair: Pair) -> Pair:
     """The product as a pair on the same layer as `pair`."""
     b, a = product
     shape_b = (pair.b.shape[0], b.shape[2], *pair.b.shape[2:])
     return Pair(pair.path, a.reshape(-1, *pair.a.shape[1:]).to(pair.a.dtype), b.reshape(shape_b).to(pair.b.dtype))
 
 
-def _stack(row: Sequence[tuple[float, Pair]]) -> Product:
-    products = [(share, *_product(pair)) for share, pair in row]
+def stacked(row: Sequence[tuple[float, Pair]]) -> Product:
+    """The weighted sum of one layer's products, exactly: factors side by side."""
+    products = [(share, *product_of(pair)) for share, pair in row]
     return torch.cat([share * b for share, b, _ in products], 2), torch.cat([a for _, _, a in products], 1)
 
 
-def _mean_apart(row: Sequence[tuple[float, Pair]]) -> Product:
+def mean_apart(row: Sequence[tuple[float, Pair]]) -> Product:
     """What averaging the factors gives; a narrower one counts as padded with zeros."""
     widest = max(pair.a.shape[0] for _, pair in row)
-    products = [(share, *_product(_resize(pair, widest))) for share, pair in row]
+    products = [(share, *product_of(_resize(pair, widest))) for share, pair in row]
     b = torch.stack([share * b for share, b, _ in products]).sum(0)
     a = torch.stack([share * a for share, _, a in products]).sum(0)
     return b, a
 
 
 def _resize(pair: Pair, rank: int) -> Pair:
-    b, a = _product(pair)
+    b, a = product_of(pair)
     wanted = rank // a.shape[0]
-    return _like(_pad((b, a), wanted) if wanted >= a.shape[1] else _truncate((b, a), wanted), pair)
+    return pair_of(padded((b, a), wanted) if wanted >= a.shape[1] else _truncate((b, a), wanted), pair)
 
 
-def _pad(product: Product, rank: int) -> Product:
+def padded(product: Product, rank: int) -> Product:
+    """The same product with zeros up to this rank (of each group)."""
     b, a = product
     more = rank - a.shape[1]
     return torch.cat((b, b.new_zeros(*b.shape[:2], more)), 2), torch.cat((a, a.new_zeros(len(a), more, a.shape[2])), 1)
 
 
-def _small(product: Product) -> tuple[Tensor, Tensor, Tensor]:
+def small(product: Product) -> tuple[Tensor, Tensor, Tensor]:
     """Q_b, core, Q_a with B A = Q_b core Q_a^T: the core has all of the product's singular values and is small."""
     q_b, r_b = torch.linalg.qr(product[0])
     q_a, r_a = torch.linalg.qr(product[1].mT)
@@ -304,9 +308,9 @@ def _small(product: Product) -> tuple[Tensor, Tensor, Tensor]:
 
 
 def _truncate(product: Product, rank: int) -> Product:
-    q_b, core, q_a = _small(product)
+    q_b, core, q_a = small(product)
     u, s, vt = torch.linalg.svd(core, full_matrices=False)
     root = s[:, :rank].sqrt()
     b = (q_b @ u[:, :, :rank]) * root[:, None, :]
     a = root[:, :, None] * (vt[:, :rank] @ q_a.mT)
-    return _pad((b, a), rank)
+    return padded((b, a), rank)

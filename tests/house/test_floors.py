@@ -9,7 +9,7 @@ Modules = Mapping[str, ast.Module]
 FLOORS = [
     "errors records",
     "seeds tree",
-    "lora bank store",
+    "lora factors bank store",
     "backbones data encode client evaluate quality sheet",
     "cohort aggregate outer cluster kinship exchange personal guards devices methods",
     "turns groups rounds journal plan roster run sample exhibit",
