@@ -9,7 +9,7 @@ import pytest
 import fedgen
 from fedgen import cli
 from fedgen import plan as plans
-from fedgen.aggregate import Exact
+from fedgen.aggregate import AGGREGATES, Exact
 from fedgen.backbones import Diffusion, Language
 from fedgen.client import Training
 from fedgen.data import Deal, Digits, Dirichlet, Even, Folder, Jsonl, PennTreebank
@@ -39,7 +39,7 @@ WRONG: list[tuple[dict[str, Any], str]] = [
     ({"data": {"path": "x"}}, "data.path: no such key; Stdlib has limit, modules, piece"),
     ({"personal": {"kind": "none", "epochs": 1}}, "personal.epochs: no such key; Nothing has no keys but kind"),
     # kinds
-    ({"aggregate": {"kind": "men"}}, "aggregate.kind: 'men' is not one of average, exact"),
+    ({"aggregate": {"kind": "men"}}, f"aggregate.kind: 'men' is not one of {', '.join(AGGREGATES)}"),
     ({"outer": {"kind": 3}}, "outer.kind: 3 is not one of plain, momentum, adam"),
     ({"outer": {"kind": ["adam"]}}, "outer.kind: ['adam'] is not one of plain, momentum, adam"),
     ({"place": "moon"}, "place: 'moon' is not one of inprocess"),
@@ -110,12 +110,20 @@ def test_a_wrong_plan_is_refused_in_one_line(keys: dict[str, Any], line: str) ->
 # --- parts that disagree
 
 
-def test_an_exact_average_has_no_way_to_go_step_by_step() -> None:
+@pytest.mark.parametrize("kind", ["exact", "turned", "residual", "stack"])
+def test_what_is_factored_anew_has_no_way_to_go_step_by_step(kind: str) -> None:
     for outer in ({"kind": "momentum"}, {"kind": "adam"}, {"lr": 0.5}):
-        line = refused({"aggregate": {"kind": "exact"}, "outer": outer})
-        assert line.startswith("aggregate and outer disagree: the exact average is factored anew each round")
+        line = refused({"aggregate": {"kind": kind}, "outer": outer})
+        assert line.startswith(f"aggregate and outer disagree: '{kind}' is factored anew each round")
         assert line.endswith("use outer.kind = 'plain' with lr = 1, or aggregate.kind = 'average'")
-    assert read({"aggregate": {"kind": "exact"}, "outer": {"lr": 1}}).aggregate == Exact()
+    assert read({"aggregate": {"kind": kind}, "outer": {"lr": 1}}).aggregate == AGGREGATES[kind]()
+
+
+@pytest.mark.parametrize("kind", ["turned", "residual", "stack"])
+def test_what_begins_at_one_adapter_of_all_has_no_clusters(kind: str) -> None:
+    line = refused({"aggregate": {"kind": kind}, "cluster": {"kind": "losses"}})
+    assert line.startswith(f"aggregate and cluster disagree: updates of '{kind}' begin at the one adapter of all")
+    assert read({"aggregate": {"kind": "exact"}, "cluster": {"kind": "losses"}}).aggregate == Exact()
 
 
 def test_momentum_is_for_sgd() -> None:
