@@ -15,7 +15,6 @@ from torch import Tensor, nn
 from fedgen import factors, lora
 from fedgen import plan as plans
 from fedgen.backbones import Backbone
-from fedgen.bank import Bank
 from fedgen.devices import fitted
 from fedgen.groups import Rules
 from fedgen.methods import METHODS
@@ -132,10 +131,10 @@ def numbers(tree: Tree) -> Pair:
 
 def played(name: str, rounds: int, steps: int = 1, *settings: str) -> Played:
     """The method's own parts in the engine's own rounds."""
-    plan = METHODS[name].over(plans.read(BASE, [f"training.steps={steps}", *settings]))
+    plan = plans.read(METHODS[name].over(plans.read(BASE, [f"training.steps={steps}"])), settings)
     toy: Backbone = Toy()
     held = {name: Client(name, rows_of(name), rows_of(name), rows_of(name), ("a", "b")) for name in DATA}
-    bank = Bank(toy.network, ["only"], plan.width)
+    bank = plan.adapter.bank(toy.network, plan.width)
     site = Site(0, toy, bank, held, plan.training, plan.personal, Shelf(), share=plan.share)
     sizes = {name: rows for name, (_, _, rows) in DATA.items()}
     rules = Rules(plan.cluster, plan.hierarchy, plan.exchange)
@@ -149,7 +148,8 @@ def played(name: str, rounds: int, steps: int = 1, *settings: str) -> Played:
             sent.append(reply)
             yield reply
 
-    state = State(0, {GLOBAL: pair_tree(*START)})
+    start = pair_tree(*START) if plan.adapter.of == "pairs" else {"only.weight": torch.zeros(1, 1)}
+    state = State(0, {GLOBAL: start})
     for _ in range(rounds):
         state, _ = play(server, state, heard)
     return Played(plan, state, site, sent, ask)
@@ -164,7 +164,9 @@ def slope(name: str, w: float) -> float:
     return 2 * x * (w * x - y)
 
 
-def step(name: str, a: float, b: float, *, still: str = "", under: float = 0.0, pull: float = 0.0, to: Pair = START) -> Pair:
+def step(
+    name: str, a: float, b: float, *, still: str = "", under: float = 0.0, pull: float = 0.0, to: Pair = START
+) -> Pair:
     """One step of descent on (a, b), with `under` more in the weight, of which `still` does not move."""
     g = slope(name, WEIGHT + under + a * b)
     new = a - RATE * (g * b + pull * (a - to[0])), b - RATE * (g * a + pull * (b - to[1]))
@@ -234,7 +236,7 @@ def test_the_whole_model(name: str) -> None:
 
     plan = METHODS[name].over(plans.read(BASE, [f"training.lr={RATE / 4}"]))
     bank = plan.adapter.bank(Line(), plan.width)
-    found = played(name, 3, 2, f"training.lr={RATE / 4}")
+    found = played(name, 3, 2, f"training.lr={RATE / 4}", "training.cohort=1")
     wanted = whole(3, adam if "adam" in name else lambda now, to, turn: to, 0.01 if "prox" in name else 0.0)
     assert list(bank.layout.tree(torch.zeros(1), 0)) == ["only.weight"]
     assert near(WEIGHT + float(found.state.adapters[GLOBAL]["only.weight"].item()), wanted)
@@ -439,9 +441,8 @@ def test_an_own_adapter_beside_the_shared_one(name: str, part: float) -> None:
     found, now, own = played(name, 2, 2), START, {}
     for at in range(2):
         for client in DATA:
-            if at == 0 and name == "apfl":  # the rest of the shared one, as balanced factors
-                root = math.sqrt((1 - part) * START[0] * START[1])
-                own[client] = (root, root)
+            if at == 0 and name == "apfl":  # the rest of the shared one
+                own[client] = (START[0], (1 - part) * START[1])
             elif at == 0:  # nothing yet: A as the client draws it
                 own[client] = (drawn(found, client), 0.0)
             own[client] = step(client, *own[client], under=part * now[0] * now[1])

@@ -9,7 +9,7 @@ import pytest
 import fedgen
 from fedgen import cli
 from fedgen import plan as plans
-from fedgen.aggregate import Exact
+from fedgen.aggregate import AGGREGATES, Exact
 from fedgen.backbones import Diffusion, Language
 from fedgen.client import Training
 from fedgen.data import Deal, Digits, Dirichlet, Even, Folder, Jsonl, PennTreebank
@@ -39,7 +39,7 @@ WRONG: list[tuple[dict[str, Any], str]] = [
     ({"data": {"path": "x"}}, "data.path: no such key; Stdlib has limit, modules, piece"),
     ({"personal": {"kind": "none", "epochs": 1}}, "personal.epochs: no such key; Nothing has no keys but kind"),
     # kinds
-    ({"aggregate": {"kind": "men"}}, "aggregate.kind: 'men' is not one of average, exact"),
+    ({"aggregate": {"kind": "men"}}, f"aggregate.kind: 'men' is not one of {', '.join(AGGREGATES)}"),
     ({"outer": {"kind": 3}}, "outer.kind: 3 is not one of plain, momentum, adam"),
     ({"outer": {"kind": ["adam"]}}, "outer.kind: ['adam'] is not one of plain, momentum, adam"),
     ({"place": "moon"}, "place: 'moon' is not one of inprocess"),
@@ -110,12 +110,49 @@ def test_a_wrong_plan_is_refused_in_one_line(keys: dict[str, Any], line: str) ->
 # --- parts that disagree
 
 
-def test_an_exact_average_has_no_way_to_go_step_by_step() -> None:
+SENDS = {"turned": {"half": "b"}, "residual": {"kind": "top"}, "stack": {"kind": "increment"}}  # what such a rule takes
+
+
+@pytest.mark.parametrize("kind", ["exact", "turned", "residual", "stack"])
+def test_what_is_factored_anew_has_no_way_to_go_step_by_step(kind: str) -> None:
     for outer in ({"kind": "momentum"}, {"kind": "adam"}, {"lr": 0.5}):
-        line = refused({"aggregate": {"kind": "exact"}, "outer": outer})
-        assert line.startswith("aggregate and outer disagree: the exact average is factored anew each round")
+        line = refused({"aggregate": {"kind": kind}, "outer": outer})
+        assert line.startswith(f"aggregate and outer disagree: '{kind}' is factored anew each round")
         assert line.endswith("use outer.kind = 'plain' with lr = 1, or aggregate.kind = 'average'")
-    assert read({"aggregate": {"kind": "exact"}, "outer": {"lr": 1}}).aggregate == Exact()
+    plan = read({"aggregate": {"kind": kind}, "share": SENDS.get(kind, {}), "outer": {"lr": 1}})
+    assert plan.aggregate == AGGREGATES[kind]()
+
+
+@pytest.mark.parametrize("kind", ["turned", "residual", "stack"])
+def test_what_begins_at_one_adapter_of_all_has_no_clusters(kind: str) -> None:
+    line = refused({"aggregate": {"kind": kind}, "cluster": {"kind": "losses"}})
+    assert line.startswith(f"aggregate and cluster disagree: updates of '{kind}' begin at the one adapter of all")
+    assert read({"aggregate": {"kind": "exact"}, "cluster": {"kind": "losses"}}).aggregate == Exact()
+
+
+DISAGREE = [
+    ({"share": {"half": "b"}, "aggregate": {"kind": "exact"}},
+     ("share and aggregate: what share.kind = 'halves' sends so is not for aggregate.kind = 'exact'; "
+      "choose average or turned")),
+    ({"share": {"kind": "top"}},
+     "share and aggregate: what share.kind = 'top' sends so is not for aggregate.kind = 'average'; choose residual"),
+    ({"share": {"kind": "square"}, "outer": {"kind": "momentum"}},
+     "share and outer: what is sent is no whole adapter; use outer.kind = 'plain' with lr = 1"),
+    ({"share": {"half": "b"}, "cluster": {"kind": "losses"}},
+     "share and cluster: clusters exchange whole adapters; let share.kind = 'halves' send both"),
+    ({"share": {"half": "b", "keep": True}, "personal": {"kind": "keep"}},
+     "share.keep and personal: both keep an own adapter; use personal.kind = 'finetune' or 'none'"),
+    ({"adapter": {"ranks": [1, 9]}, "aggregate": {"kind": "exact"}},
+     "adapter.ranks: wanted ranks from 1 to adapter.rank = 4, came 9"),
+    ({"adapter": {"ranks": [1, 2]}},
+     "adapter.ranks: several ranks want aggregate.kind = 'exact', 'padded' or 'stack', and no clusters"),
+    ({"adapter": {"ranks": [1, "2"]}}, "adapter.ranks: wanted a list of whole numbers, came [1, '2']"),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("keys", "line"), DISAGREE)
+def test_what_is_sent_and_what_is_done_with_it_must_agree(keys: dict[str, Any], line: str) -> None:
+    assert refused(keys) == line
 
 
 def test_momentum_is_for_sgd() -> None:
@@ -204,7 +241,7 @@ def test_another_kind_takes_over_the_keys_that_it_knows_and_drops_the_others() -
     assert read(keys, ["personal.kind=none"]).personal == Nothing()
     assert read(keys, ["data.path=here", "data.kind=folder"]).data == Folder("here")
     assert refused(keys, "personal.steps=3", "personal.kind=none").startswith("personal.steps: no such key")
-    assert refused(keys, "personal.kind=[1]") == "personal.kind: [1] is not one of none, finetune, keep, added"
+    assert refused(keys, "personal.kind=[1]") == "personal.kind: [1] is not one of none, finetune, keep, added, beside"
     assert keys["personal"] == {"kind": "finetune", "steps": 7}
 
 
@@ -258,8 +295,17 @@ def test_every_kind_can_be_written_and_read(kind: tuple[str, str]) -> None:
     part = plans.TABLES[section][name]
     needed = {"path": "p", "answer": "a", "name": "n", "clients": 3}
     known = {key: value for key, value in needed.items() if key in part.__annotations__}
-    beside = {"cluster": {"encode": {"kind": "ngrams"}}, "exchange": {"cluster": {"kind": "losses"}}}
-    plan = read({section: {"kind": name} | known, **beside.get(section, {})})
+    beside: dict[str, dict[str, Any]] = {
+        "cluster": {"encode": {"kind": "ngrams"}},
+        "exchange": {"cluster": {"kind": "losses"}},
+        "share.increment": {"aggregate": {"kind": "stack"}},
+        "share.top": {"aggregate": {"kind": "residual"}},
+        "aggregate.turned": {"share": {"half": "b"}},
+        "aggregate.residual": {"share": {"kind": "top"}},
+        "aggregate.stack": {"share": {"kind": "increment"}},
+    }
+    more = beside.get(section) or beside.get(f"{section}.{name}", {})
+    plan = read({section: {"kind": name} | known, **more})
     assert type(getattr(plan, section)) is part
     assert f'\n[{section}]\nkind = "{name}"\n' in write(plan)
     assert read(plan) == plan

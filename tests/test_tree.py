@@ -130,9 +130,9 @@ def test_a_sum_keeps_the_type_of_its_parts() -> None:
 
 @pytest.mark.parametrize("bad", [math.nan, math.inf, 1e12])
 def test_a_sum_refuses_what_it_cannot_hold(bad: float) -> None:
-    total = tree.Sum()
-    with pytest.raises(TreeError, match="can be summed exactly"):
-        total.add({"a": torch.tensor([0.0, bad])}, 1.0)
+    for values in ({"a": torch.tensor([0.0, bad])}, {"a": torch.zeros(2), "b": torch.tensor([bad])}):
+        with pytest.raises(TreeError, match="can be summed exactly"):
+            tree.Sum().add(values, 1.0)
 
 
 def test_a_sum_refuses_a_tree_of_other_layers_and_an_empty_mean() -> None:

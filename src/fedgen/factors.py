@@ -22,15 +22,15 @@ def head(tree: Tree, ranks: int) -> Tree:
 
 def split(tree: Tree, ranks: int) -> tuple[Tree, Tree]:
     """What comes before the last so many ranks of every layer, which is the empty tree if nothing does, and these."""
-    whole = rank(tree)
-    front = {} if whole == ranks else _cut(tree, 0, whole - ranks)
-    return front, _cut(tree, whole - ranks, ranks)
+    ahead = rank(tree) - ranks
+    back = _cut(tree, ahead, ranks)
+    return (_cut(tree, 0, ahead) if ahead else {}), back
 
 
 def _cut(tree: Tree, first: int, ranks: int) -> Tree:
     whole = rank(tree)
-    if first < 0 or first + ranks > whole:
-        raise TreeError(f"rank: wanted at most {whole}, which is all that the adapter has, came {max(ranks, -first)}")
+    if ranks > whole:
+        raise TreeError(f"rank: wanted at most {whole}, which is all that the adapter has, came {ranks}")
     return tree_of(_slice(pair, first, ranks) for pair in of_rank(tree, ranks))
 
 
@@ -70,8 +70,8 @@ def _frame(groups: int, wide: int, ranks: int, draw: torch.Generator) -> Tensor:
     """Orthonormal columns [groups, wide, ranks], evenly distributed; one draw has one frame on every machine."""
     found = torch.randn(groups, wide, min(ranks, wide), generator=draw, dtype=torch.float64)
     q, r = torch.linalg.qr(found)
-    signs: Tensor = torch.where(r.diagonal(dim1=1, dim2=2) < 0, -1.0, 1.0)  # on which libraries differ
-    return q * signs[:, None]
+    columns: Tensor = q * torch.where(r.diagonal(dim1=1, dim2=2) < 0, -1.0, 1.0)[:, None]  # libraries differ in signs
+    return columns
 
 
 def _wide(columns: Tensor, ranks: int) -> Tensor:

@@ -101,9 +101,9 @@ METHODS: dict[str, Method] = {
     "flora": Method(
         "FLoRA",
         "adapters",
-        ("share.kind=increment", "aggregate.kind=stack", "aggregate.rank=512", "personal.kind=none"),
+        ("share.kind=increment", "aggregate.kind=stack", "aggregate.rank=128", "personal.kind=none"),
         "Wang et al. 2024, arXiv 2409.05976",
-        "stacked on a factored global adapter, not merged into the backbone; all draw one A, with orthonormal rows",
+        "stacked on a factored global adapter of rank 128 at most, not merged; all draw one A, with orthonormal rows",
     ),
     "flexlora": Method(
         "FlexLoRA",
@@ -115,7 +115,7 @@ METHODS: dict[str, Method] = {
     "hetlora": Method(
         "HetLoRA",
         "adapters",
-        ("aggregate.kind=padded", "adapter.ranks={ranks}", "personal.kind=none"),
+        ("aggregate.kind=padded", "aggregate.weight=norm", "adapter.ranks={ranks}", "personal.kind=none"),
         "Cho et al. 2024, arXiv 2401.06432",
         "ranks stay as they are: no self-pruning",
     ),

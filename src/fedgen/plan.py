@@ -12,7 +12,7 @@ from typing import Annotated, Any, Literal
 
 from torch import nn
 
-from fedgen.aggregate import AGGREGATES, Aggregate, Average, Exact
+from fedgen.aggregate import AGGREGATES, ANEW, FLAT, Aggregate, Average, widest
 from fedgen.backbones import BACKBONES, Diffusion, Language, Model
 from fedgen.bank import Bank
 from fedgen.client import Training
@@ -111,7 +111,7 @@ class Plan:
     def width(self) -> int:
         """The widest rank that training or serving takes."""
         rank = self.adapter.rank
-        served = self.share.served(self.aggregate.widest(rank), rank)
+        served = self.share.served(widest(self.aggregate, rank), rank)
         return max(self.share.width(served, rank), self.personal.rank(served))
 
 
@@ -263,10 +263,16 @@ def agree(plan: Plan) -> None:
     """Refuse parts that disagree, with the reason."""
     if not plan.name or "/" in plan.name or not plan.name.isprintable():
         raise PlanError(f"name: wanted a name that a folder can have, came {plan.name!r}")
-    if isinstance(plan.aggregate, Exact) and plan.outer != Plain():
+    kind = kind_of("aggregate", plan.aggregate)
+    if isinstance(plan.aggregate, ANEW) and plan.outer != Plain():
         raise PlanError(
-            "aggregate and outer disagree: the exact average is factored anew each round, so there is no straight way "
-            "from the old factors to the new; use outer.kind = 'plain' with lr = 1, or aggregate.kind = 'average'"
+            f"aggregate and outer disagree: '{kind}' is factored anew each round, so there is no straight way from the "
+            "old factors to the new; use outer.kind = 'plain' with lr = 1, or aggregate.kind = 'average'"
+        )
+    if isinstance(plan.aggregate, FLAT) and plan.cluster.evidence != "none":
+        raise PlanError(
+            f"aggregate and cluster disagree: updates of '{kind}' begin at the one adapter of all, so the adapters of "
+            "clusters have no mean by it; use cluster.kind = 'none', or aggregate.kind = 'exact'"
         )
     if plan.training.momentum and plan.training.optimizer != "sgd":
         raise PlanError("training.momentum: AdamW has its own; set training.optimizer = 'sgd', or momentum = 0")
@@ -301,7 +307,8 @@ def _agree_on_share(plan: Plan) -> None:
 
 def _agree_on_ranks(plan: Plan, aggregate: str) -> None:
     if not all(1 <= rank <= plan.adapter.rank for rank in plan.adapter.ranks):
-        raise PlanError(f"adapter.ranks: wanted ranks from 1 to adapter.rank = {plan.adapter.rank}")
+        odd = next(rank for rank in plan.adapter.ranks if not 1 <= rank <= plan.adapter.rank)
+        raise PlanError(f"adapter.ranks: wanted ranks from 1 to adapter.rank = {plan.adapter.rank}, came {odd}")
     if aggregate not in ("exact", "padded", "stack") or plan.cluster.evidence != "none":
         wish = "aggregate.kind = 'exact', 'padded' or 'stack', and no clusters"
         raise PlanError(f"adapter.ranks: several ranks want {wish}")
@@ -317,7 +324,7 @@ def _agree_on_clusters(plan: Plan) -> None:
     takes = (rule.of, rule.on) if isinstance(rule, Neighbours | Toward) else ("", "")
     if takes[1] == "products" and not isinstance(plan.outer, Plain):
         raise PlanError("exchange and outer: products are factored anew, which an outer step with memory cannot follow")
-    if takes == ("steps", "factors") and isinstance(plan.aggregate, Exact):
+    if takes == ("steps", "factors") and isinstance(plan.aggregate, ANEW):
         raise PlanError(
             "exchange and aggregate: exact products are factored anew, so factors take no steps; use products"
         )

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from fedgen import tree
-from fedgen.aggregate import Aggregate, Fold
+from fedgen.aggregate import ANEW, Aggregate, Fold
 from fedgen.cohort import Cohort
 from fedgen.errors import ClientError
 from fedgen.groups import Rules, choice, exchanged, grouped, joined, members, merged, offers, parted
@@ -119,7 +119,7 @@ def _stepped(server: Server, state: State, tally: _Tally) -> State:
     for cluster, fold in tally.folds.items():
         past, now = state.memory.get(cluster, {}), state.adapters[cluster]
         stepped, memory[cluster] = server.outer.step(tally.likes[cluster], fold.close(), past)
-        anew = server.aggregate.anew
+        anew = isinstance(server.aggregate, ANEW)  # whose fold knows where it lands
         adapters[cluster] = stepped if anew else server.share.land(now, stepped, state.round + 1)
     moved = {name: cluster for name, cluster in tally.moved.items() if cluster != GLOBAL}
     where = {**state.where, **moved} if moved else state.where

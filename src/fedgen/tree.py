@@ -121,7 +121,8 @@ class Sum:
             self._like = {key: value.new_empty(0) for key, value in tree.items()}
             self._total = {key: torch.zeros(value.shape, dtype=torch.int64) for key, value in tree.items()}
         check(tree, self._total, "sum")
-        self._reach += weight * max(value.abs().max().item() for value in tree.values())
+        longest = torch.tensor([value.abs().max().item() for value in tree.values()], dtype=torch.float64)
+        self._reach += weight * longest.max().item()  # torch's, which lets a NaN through wherever it stands
         if not self._reach < LIMIT:
             raise TreeError(f"sum: weighted values reach {self._reach:.3g}, at most {LIMIT:.3g} can be summed exactly")
         for key, value in tree.items():

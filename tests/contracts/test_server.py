@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from fedgen import lora, tree
-from fedgen.aggregate import AGGREGATES, Aggregate, Exact
+from fedgen.aggregate import AGGREGATES, Aggregate, Exact, Padded, Residual, Stack, Turned
 from fedgen.errors import TreeError
 from fedgen.outer import OUTERS, Adam, Momentum, Outer, Plain
 from fedgen.records import Tree, Update
@@ -49,18 +49,30 @@ def far(a: dict[str, torch.Tensor], b: dict[str, torch.Tensor]) -> float:
     return max(float((a[key] - b[key]).abs().max()) for key in a)
 
 
+# Stack's updates are increments, and Residual's go beside a frozen part: LIKE changes nothing, so here they are whole.
 RULES = [
-    pytest.param(part(weight=weight), id=f"{kind}-{weight}")
+    pytest.param(part(weight=weight, **({"rank": 32} if kind in ("residual", "stack") else {})), id=f"{kind}-{weight}")
     for kind, part in AGGREGATES.items()
-    for weight in ("examples", "uniform")
+    for weight in ("norm", "examples", "uniform")
+    if weight != "norm" or part is Padded
 ]
-SOME = [update(1, 7), update(2, 1), update(3, 30), update(4, 12)]
+
+
+def some(rule: Aggregate) -> list[Update]:
+    """Four updates that a rule can take."""
+    return [update(at, examples, body(rule, at)) for at, examples in enumerate((7, 1, 30, 12), 1)]
+
+
+def body(rule: Aggregate, seed: int) -> Tree:
+    """An adapter that a client of such a server may send: under Turned, the A that all were offered."""
+    kept = [key for key in LIKE if "lora_A" in key] if isinstance(rule, Turned) else []
+    return adapter(seed) | {key: LIKE[key].clone() for key in kept}
 
 
 @pytest.mark.parametrize("rule", RULES)
 def test_the_order_of_arrival_leaves_no_trace(rule: Aggregate) -> None:
-    wanted = folded(rule, SOME)
-    for shuffled in itertools.permutations(SOME):
+    wanted = folded(rule, some(rule))
+    for shuffled in itertools.permutations(some(rule)):
         found = folded(rule, shuffled)
         assert list(found) == list(wanted)
         assert all(torch.equal(found[key], wanted[key]) for key in wanted)
@@ -68,50 +80,76 @@ def test_the_order_of_arrival_leaves_no_trace(rule: Aggregate) -> None:
 
 @pytest.mark.parametrize("rule", RULES)
 def test_a_mean_of_equal_updates_is_that_update(rule: Aggregate) -> None:
-    found = folded(rule, [update(number, number + 1, adapter(1)) for number in range(5)])
-    tree.check(found, LIKE, "mean")
-    assert far(products(found), products(adapter(1))) < 1e-6
+    found = folded(rule, [update(number, number + 1, body(rule, 1)) for number in range(5)])
+    lora.check_layers(found, LIKE, "mean")
+    assert far(products(found), products(body(rule, 1))) < 1e-6
 
 
 @pytest.mark.parametrize("rule", RULES)
 def test_one_update_is_itself(rule: Aggregate) -> None:
-    assert far(products(folded(rule, SOME[:1])), products(SOME[0].adapter)) < 1e-5
+    assert far(products(folded(rule, some(rule)[:1])), products(body(rule, 1))) < 1e-5
+
+
+@pytest.mark.parametrize("rule", RULES)
+def test_the_mean_has_the_servers_rank_or_grows_to_its_own(rule: Aggregate) -> None:
+    found = folded(rule, some(rule))
+    if type(rule) in (Residual, Stack):
+        assert lora.rank(found) == (32 + 4 if type(rule) is Residual else 9)  # 9: the widest layer has no more
+    else:
+        tree.check(found, LIKE, "mean")
 
 
 @pytest.mark.parametrize("rule", RULES)
 def test_only_the_weights_proportions_count(rule: Aggregate) -> None:
-    more = [replace(one, examples=1000 * one.examples) for one in SOME]
-    assert far(products(folded(rule, SOME)), products(folded(rule, more))) < 1e-5
+    more = [replace(one, examples=1000 * one.examples) for one in some(rule)]
+    assert far(products(folded(rule, some(rule))), products(folded(rule, more))) < 1e-5
 
 
 @pytest.mark.parametrize("kind", AGGREGATES)
 def test_examples_weigh_and_uniform_does_not(kind: str) -> None:
-    one, two = (folded(AGGREGATES[kind](weight="examples"), SOME), folded(AGGREGATES[kind](weight="uniform"), SOME))
-    same = [replace(each, examples=5) for each in SOME]
-    assert far(products(one), products(two)) > 1e-3
-    assert far(products(folded(AGGREGATES[kind](weight="examples"), same)), products(two)) < 1e-5
+    by_size, alike = AGGREGATES[kind](weight="examples"), AGGREGATES[kind](weight="uniform")
+    same = [replace(each, examples=5) for each in some(alike)]
+    assert far(products(folded(by_size, some(alike))), products(folded(alike, some(alike)))) > 1e-3
+    assert far(products(folded(by_size, same)), products(folded(alike, some(alike)))) < 1e-5
 
 
 @pytest.mark.parametrize("rule", RULES)
 def test_updates_are_left_as_they_came(rule: Aggregate) -> None:
-    folded(rule, SOME)
-    assert all(torch.equal(one.adapter[key], adapter(at)[key]) for at, one in enumerate(SOME, 1) for key in one.adapter)
+    came = some(rule)
+    folded(rule, came)
+    for one, again in zip(came, some(rule), strict=True):
+        assert all(torch.equal(one.adapter[key], again.adapter[key]) for key in again.adapter)
+
+
+@pytest.mark.parametrize("rule", RULES)
+def test_what_is_told_says_nothing_of_the_order_and_is_finite(rule: Aggregate) -> None:
+    told = []
+    for updates in (some(rule), some(rule)[::-1]):
+        fold = rule.fold(LIKE)
+        for one in updates:
+            fold.add(one)
+        assert fold.told == {}  # before it is closed there is nothing to tell
+        fold.close()
+        told.append(fold.told)
+    assert told[0] == told[1]
+    assert all(np.isfinite(value) for value in told[0].values())
 
 
 @pytest.mark.parametrize("rule", RULES)
 def test_what_cannot_be_a_mean_is_refused(rule: Aggregate) -> None:
-    first = next(iter(LIKE))
-    less = {key: value for key, value in adapter(1).items() if "conv" not in key}
-    spoilt = {key: value * (torch.nan if key == first else 1) for key, value in adapter(1).items()}
-    for wrong in ([], [update(1, 5, less)], [SOME[1], update(1, 5, less)], [update(1, 5, spoilt)]):
+    first = next(key for key in LIKE if "lora_B" in key)
+    whole = body(rule, 1)
+    less = {key: value for key, value in whole.items() if "conv" not in key}
+    spoilt = {key: value * (torch.nan if key == first else 1) for key, value in whole.items()}
+    for wrong in ([], [update(1, 5, less)], [some(rule)[1], update(1, 5, less)], [update(1, 5, spoilt)]):
         with pytest.raises(TreeError):
             folded(rule, wrong)
 
 
 def test_exact_is_the_dense_weighted_mean_at_the_offered_rank() -> None:
-    found, whole = products(folded(Exact(), SOME)), sum(one.examples for one in SOME)
+    found, updates = products(folded(Exact(), some(Exact()))), some(Exact())
     for path in found:
-        mean = sum(one.examples / whole * products(one.adapter)[path] for one in SOME)
+        mean = sum(one.examples / 50 * products(one.adapter)[path] for one in updates)
         u, s, v = torch.linalg.svd(mean, full_matrices=False)
         assert (found[path] - (u[:, :4] * s[:4]) @ v[:4]).abs().max() < 1e-6
         assert s[4] > 1e-3  # something is cut, or this would prove nothing

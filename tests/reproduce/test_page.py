@@ -200,6 +200,12 @@ def test_names_at_the_ends_of_lines_do_not_touch(text: Result) -> None:
     assert max(heights) <= 1 + 1e-9
 
 
+def test_places_are_moved_no_more_than_they_must() -> None:
+    assert drawing.apart([0.2, 0.5, 0.9], 0.1) == [0.2, 0.5, 0.9]
+    assert drawing.apart([0.5, 0.5], 0.1) == pytest.approx([0.45, 0.55])
+    assert drawing.apart([0.98, 0.99, 1.0], 0.1) == pytest.approx([0.8, 0.9, 1.0], abs=1e-3)
+
+
 def test_without_matplotlib_the_extra_is_named(monkeypatch: pytest.MonkeyPatch, text: Result) -> None:
     monkeypatch.setitem(__import__("sys").modules, "matplotlib.figure", None)
     sheet = FIGURES["upload"].sheet(text)

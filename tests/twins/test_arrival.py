@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from fedgen import plan as plans
-from fedgen.aggregate import AGGREGATES, Average, Exact
+from fedgen.aggregate import AGGREGATES, ANEW, FLAT, Average, Turned
 from fedgen.cohort import Uniform
 from fedgen.journal import save_checkpoint
 from fedgen.outer import OUTERS
@@ -26,7 +26,7 @@ RULES = [
     for rule in AGGREGATES.values()
     for weight in ("examples", "uniform")
     for outer in OUTERS.values()
-    if rule is not Exact or outer is OUTERS["plain"]
+    if rule not in ANEW or outer is OUTERS["plain"]
 ]
 
 
@@ -40,27 +40,29 @@ def drawn(seed: int, rank: int = 2) -> Tree:
     }
 
 
-def replies(offers: Iterable[Offer], lost: set[str]) -> list[Reply]:
-    """What each client says, in the order of the offers."""
+def replies(offers: Iterable[Offer], lost: set[str], ends: tuple[str, ...] = ("A", "B")) -> list[Reply]:
+    """What each client says, in the order of the offers; it trains these ends of the factors."""
     made: list[Reply] = []
     for offer in offers:
         number = CLIENTS.index(offer.client)
         where = (offer.round, offer.client, offer.cluster)
         metrics = {"loss": 0.1 + number / 3, "terms": 5.0 + number, "steps": 2.0}
-        update = Update(*where, drawn(17 * offer.round + number), 1 + number, metrics, 100 + number, 50)
+        trained = {k: v for k, v in drawn(17 * offer.round + number).items() if k.split("_")[-1][0] in ends}
+        update = Update(*where, offer.adapter | trained, 1 + number, metrics, 100 + number, 50)
         made.append(Failure(*where, f"lost {number}", 50) if offer.client in lost else update)
     return made
 
 
 def federate(rule: Any, outer: Any, *, order: int | None, lost: set[str]) -> tuple[State, list[Report]]:
-    """Three rounds in which replies come in one of many orders, with three clusters of clients."""
+    """Three rounds in which replies come in one of many orders, with three clusters of clients if the rule has any."""
     sizes = dict.fromkeys(CLIENTS, 1)
     server = Server(1, CLIENTS, sizes, Uniform(count=8), rule, outer)
-    state = State(0, {GLOBAL: drawn(1000), "north": drawn(1001), "south": drawn(1002)}, {}, WHERE)
+    flat = isinstance(rule, FLAT)
+    state = State(0, {GLOBAL: drawn(1000), "north": drawn(1001), "south": drawn(1002)}, {}, {} if flat else WHERE)
     shuffle = random.Random(order).shuffle if order is not None else lambda found: None
 
     def ask(offers: Iterable[Offer]) -> Iterator[Reply]:
-        found = replies(offers, lost)
+        found = replies(offers, lost, ("B",) if isinstance(rule, Turned) else ("A", "B"))
         shuffle(found)
         yield from found
 

@@ -90,18 +90,22 @@ def line(axes: Any, method: str, xs: Sequence[float], ys: Sequence[float], *, ma
 def name_ends(axes: Any, ends: Sequence[tuple[float, str, str]]) -> None:
     """Names (height, text, colour) to the right of where their lines end, pushed apart where they would touch."""
     high = axes.figure.get_figheight() / max(1, axes.get_subplotspec().get_gridspec().nrows)
-    gap = 0.17 / (0.7 * high)
-    low, top = axes.transAxes.inverted(), 0.0
-    places = sorted((low.transform(axes.transData.transform((1, y)))[1], text, colour) for y, text, colour in ends)
-    found: list[float] = []
-    for at, (place, _, _) in enumerate(places):
-        top = max(place, top + gap if at else 0.0)
-        found.append(top)
-    over = max(0.0, top - 1)
-    for at in reversed(range(len(found))):  # back from the upper edge, as far as it takes
-        found[at] = min(found[at], 1 - gap * (len(found) - 1 - at)) if over else found[at]
+    gap, turned = 0.17 / (0.7 * high), axes.transAxes.inverted()
+    places = sorted((turned.transform(axes.transData.transform((1, y)))[1], text, colour) for y, text, colour in ends)
+    found = apart([min(max(place, 0.0), 1.0) for place, _, _ in places], gap)
     for height, (_, text, colour) in zip(found, places, strict=True):
         axes.text(1.02, height, text, transform=axes.transAxes, va="center", color=colour, fontsize=8.5)
+
+
+def apart(places: Sequence[float], gap: float) -> list[float]:
+    """Places in rising order, moved as little as it takes to lie this far apart, below 1."""
+    found = list(places)
+    for _ in range(200):
+        for at in range(len(found) - 1):
+            short = max(0.0, gap - (found[at + 1] - found[at]))
+            found[at], found[at + 1] = found[at] - short / 2, found[at + 1] + short / 2
+        found[-1:] = [min(1.0, place) for place in found[-1:]]
+    return found
 
 
 def bytes_across(axes: Any, label: str) -> None:

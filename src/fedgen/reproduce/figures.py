@@ -114,7 +114,7 @@ def _against(left: Any, right: Any, result: Result, courses: Mapping[str, Course
             named.setdefault(values, []).append(name)
     if named:
         _frame(left, list(named))
-    ends = [(values[-1], ", ".join(map(result.title, names)), LOOKS[names[0]][0]) for values, names in named.items()]
+    ends = [(values[-1], ", ".join(map(result.title, names)), LOOKS[names[-1]][0]) for values, names in named.items()]
     bytes_across(right, "")
     name_ends(right, ends)
 
