@@ -2,8 +2,8 @@
 
     python experiments/cifar.py DATA --features resnet20-12fca82f.th [--scale small|serious|try] [--out OUT]
 
-DATA holds cifar10_train10k.npz and cifar10_test2k.npz. Both ways share backbone, clients, cohorts, order of rows,
-noise, steps and server; each has as many learning rates tried, and takes the one with the lowest validation loss.
+DATA holds cifar10_train10k.npz and cifar10_test2k.npz. The two plans differ in `[adapter]` and in the learning rate
+alone; each has as many of those tried, and takes the one with the lowest validation loss.
 Written are OUT.json with all numbers, OUT.png with the curves and OUT-samples.png.
 """
 
@@ -13,7 +13,7 @@ import json
 import sys
 import tempfile
 import time
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from itertools import accumulate, chain
@@ -27,23 +27,25 @@ from torch import Tensor
 sys.path.insert(0, str(Path(__file__).parents[1] / "src"))
 import cifar_figures
 from cifar_backbone import ANIMALS, EMPTY, RECORD, SEED, TARGETS, VEHICLES, Recipe, loaded, pretrain
-from cifar_fedavg import YARDSTICK, Full, full, mean_loss, missed
 
 import fedgen
+from fedgen import Bank, seeds
 from fedgen import plan as plans
-from fedgen import seeds
 from fedgen.backbones import DiffusionBackbone
 from fedgen.data.arrays import CLASSES, Npz
 from fedgen.data.deal import count
-from fedgen.evaluate import total
+from fedgen.evaluate import YARDSTICKS, Score, score, total
+from fedgen.places import inprocess
 from fedgen.plan import Plan
 from fedgen.quality import Moments, ResNet, called, extract, frechet, moments
-from fedgen.records import GLOBAL, Document, Report
+from fedgen.records import GLOBAL, Document, Report, Rows
 from fedgen.run import Run
-from fedgen.sample import BARE, sampler
+from fedgen.sample import sampler
 from fedgen.store import write_whole
 
 CROWD = 64  # pictures drawn at once
+YARDSTICK = YARDSTICKS["image"]
+WAYS = ("adapters", "full model")
 
 
 @dataclass(frozen=True)
@@ -82,22 +84,23 @@ SCALES = {
 
 @dataclass(frozen=True)
 class Site:
-    """The two federations of one backbone folder: their plan, their clients, and a place for what runs leave."""
+    """The two federations of one backbone folder: their plans, and a place for what runs leave."""
 
     scale: Scale
     backbone: Path
     work: Path
 
-    def plan(self, rate: float, rounds: int) -> Plan:
-        """The federation of adapters; the full model's takes its data, its training and its cohorts from it."""
+    def plan(self, way: str, rate: float, rounds: int) -> Plan:
+        """The federation of adapters, or of the full model."""
         scale = self.scale
+        adapter = {"rank": scale.rank, "targets": list(TARGETS)} if way == "adapters" else {"of": "weights"}
         return plans.read(
             {
                 "name": "cifar",
                 "seed": SEED,
                 "rounds": rounds,
                 "backbone": {"kind": "diffusion", "source": str(self.backbone), "drop": EMPTY, "dtype": "float32"},
-                "adapter": {"rank": scale.rank, "targets": list(TARGETS)},
+                "adapter": adapter,
                 "data": {"kind": "npz", "path": str(self.work / "animals.npz")},
                 "partition": {"kind": "dirichlet", "clients": scale.clients, "alpha": scale.alpha},
                 "deal": {"valid": 0.06, "test": 0.06, "least": scale.batch, "small": "drop"},
@@ -132,26 +135,27 @@ class Judge:
         return round(frechet(moments(extract(self.features, pictures)), self.real), 4)
 
 
-def follow_adapters(run: Run, judge: Judge) -> tuple[dict[str, Any], Tensor, Tensor]:
-    """The adapter of each round, measured; with the pictures of the backbone and of the last round."""
-    drawn, found, pictures = sampler(run), [], []
-    for turn in range(run.plan.rounds + 1):
-        with drawn.bank.carry(drawn.line(f"{GLOBAL}@round-{turn}" if turn else BARE)[None]):
-            pictures = [*pictures[:1], judge.drawn(drawn.backbone)]
-        found.append(said("adapters", turn, judge.distance(pictures[-1])))
+def follow(way: str, run: Run, judge: Judge, first: float) -> tuple[dict[str, Any], Tensor]:
+    """A federation, measured after each round, with the pictures of the last; round 0 is the backbone, as known."""
+    drawn, found, pictures = sampler(run), [first], torch.empty(0)
+    for turn in range(1, run.plan.rounds + 1):
+        adapter, _ = run.adapter(f"{GLOBAL}@round-{turn}")
+        with drawn.bank.carry(drawn.bank.layout.vector(adapter).to(drawn.bank.lines)[None]):
+            pictures = judge.drawn(drawn.backbone)
+        found.append(said(way, turn, judge.distance(pictures)))
     test = mean_loss(total(scores[GLOBAL] for scores in run.scores.values()))
-    return course(found, run.journal) | {"test_loss": test}, pictures[0], pictures[1]
+    return course(found, run.journal) | {"test_loss": test}, pictures
 
 
-def follow_full(federation: Full, judge: Judge, first: float) -> tuple[dict[str, Any], Tensor]:
-    """FedAvg, measured after each round, with the pictures of the last; round 0 is the backbone, which is known."""
-    found, reports, pictures = [first], [], torch.empty(0)
-    for report in federation.rounds():
-        pictures = judge.drawn(federation.backbone)
-        found.append(said("full model", report.round, judge.distance(pictures)))
-        reports.append(dataclasses.asdict(report))
-    test = mean_loss(missed(federation.backbone, (client.test for client in federation.clients.values())))
-    return course(found, reports) | {"test_loss": test}, pictures
+def missed(backbone: DiffusionBackbone, tables: Iterable[Rows]) -> Score:
+    """How a network as it is does on rows that it has not learnt, as the engine scores adapters."""
+    with Bank(backbone.network, TARGETS, 1) as bank:
+        return total(score(backbone, bank, [(bank.lines[0], rows) for rows in tables]))
+
+
+def mean_loss(found: Score) -> float:
+    """The denoising loss, rounded for a record."""
+    return round(YARDSTICK.of(found), 5)
 
 
 def course(found: list[float], rounds: Sequence[dict[str, Any]]) -> dict[str, Any]:
@@ -187,13 +191,11 @@ def stack(documents: Sequence[Document]) -> Tensor:
 
 def try_rates(site: Site) -> dict[str, dict[float, float]]:
     """The validation loss that each learning rate comes to in a few rounds."""
-    found: dict[str, dict[float, float]] = {name: {} for name in site.scale.rates}
-    for rate in site.scale.rates["adapters"]:
-        run = fedgen.run(site.plan(rate, site.scale.trial), site.work / f"trial-{rate}")
-        found["adapters"][rate] = round(run.journal[-1]["metrics"][YARDSTICK.key], 5)
-    for rate in site.scale.rates["full model"]:
-        *_, last = full(site.plan(rate, site.scale.trial), loaded(site.backbone)).rounds()
-        found["full model"][rate] = last.metrics[YARDSTICK.key]
+    found: dict[str, dict[float, float]] = {way: {} for way in WAYS}
+    for way in WAYS:
+        for rate in site.scale.rates[way]:
+            run = fedgen.run(site.plan(way, rate, site.scale.trial), site.work / f"trial of {way} at {rate}")
+            found[way][rate] = round(run.journal[-1]["metrics"][YARDSTICK.key], 5)
     print("validation loss by learning rate:", json.dumps(found), flush=True)
     return found
 
@@ -209,19 +211,20 @@ def experiment(data: Path, features: ResNet, site: Site) -> tuple[dict[str, Any]
     judge, bare = Judge(scale, features, moments(extract(features, real))), loaded(site.backbone)
     tried = try_rates(site)
     rates = {name: min(losses, key=losses.__getitem__) for name, losses in tried.items()}
-    run = fedgen.run(site.plan(rates["adapters"], scale.rounds), site.work / "adapters", tell=tell)
-    adapters, before, adapted = follow_adapters(run, judge)
-    federation = full(site.plan(rates["full model"], scale.rounds), loaded(site.backbone))
-    averaged, whole = follow_full(federation, judge, adapters["frechet"][0])
+    before = judge.drawn(bare)
+    first = said("backbone", 0, judge.distance(before))
+    runs = {way: fedgen.run(site.plan(way, rates[way], scale.rounds), site.work / way, tell=tell) for way in WAYS}
+    followed = {way: follow(way, run, judge, first) for way, run in runs.items()}
+    clients, _ = inprocess.hold_data(runs["adapters"].plan, bare)
     losses = {
-        name: mean_loss(missed(bare, [getattr(client, name) for client in federation.clients.values()]))
+        name: mean_loss(missed(bare, [getattr(client, name) for client in clients.values()]))
         for name in ("valid", "test")
     }
     vehicles = mean_loss(missed(bare, [bare.encode(read(test, VEHICLES))]))
     result = {
         "settings": dataclasses.asdict(scale) | {"targets": TARGETS, "guidance": 1, "seed": SEED},
         "pretraining": json.loads((site.backbone / RECORD).read_text()) | {"test_loss": vehicles},
-        "clients": {name: count(client.train) for name, client in federation.clients.items()},
+        "clients": {name: count(client.train) for name, client in clients.items()},
         "distance": called(features, min(scale.drawn, len(real))),
         "real_pictures": len(real),
         "drawn_pictures": scale.drawn,
@@ -229,17 +232,17 @@ def experiment(data: Path, features: ResNet, site: Site) -> tuple[dict[str, Any]
         "rates_tried": tried,
         "rates": rates,
         "backbone_losses": losses,
-        "adapters": adapters,
-        "full model": averaged,
-        **{key: run.facts[key] for key in ("parameters", "machine", "python", "versions")},
+        **{way: found for way, (found, _) in followed.items()},
+        **{key: runs["adapters"].facts[key] for key in ("parameters", "machine", "python", "versions")},
     }
-    return result, {"real": real, "backbone": before, "adapters": adapted, "full model": whole}
+    drawn = {way: pictures for way, (_, pictures) in followed.items()}
+    return result, {"real": real, "backbone": before} | drawn
 
 
 def tell(event: object) -> None:
     """A line a round."""
     if isinstance(event, Report):
-        print(f"adapters, round {event.round}: {event.seconds:.0f} s, loss {event.metrics['loss']:.4f}", flush=True)
+        print(f"round {event.round}: {event.seconds:.0f} s, loss {event.metrics['loss']:.4f}", flush=True)
 
 
 def main() -> None:
