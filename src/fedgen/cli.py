@@ -17,7 +17,7 @@ from fedgen.encode import unseal
 from fedgen.errors import FedgenError, PlanError
 from fedgen.exhibit import draw
 from fedgen.report.wording import saving, size
-from fedgen.reproduce import reproduce
+from fedgen.reproduce import page, reproduce
 from fedgen.run import PLAN, Run
 from fedgen.sample import compact, one_mixture, route, sampler, spelled
 from fedgen.screen import Screen, clusters_table, outcome_table, quality_table, runs_table, standing
@@ -216,6 +216,7 @@ def reproduce_study(
     data: Annotated[
         Path, typer.Option(envvar="FEDGEN_DATA", help="The folder with ptb/, cifar10/ and the others.")
     ] = Path("data"),
+    *,
     work: Annotated[Path | None, typer.Option(help="The folder to go on from; by default one below runs/.")] = None,
     to: Annotated[Path, typer.Option("--out", help="The folder for results.")] = Path("docs/results"),
     minutes: Annotated[float, typer.Option(min=0.0, help="Start no run after so many minutes; 0: play all.")] = 0.0,
@@ -227,6 +228,8 @@ def reproduce_study(
     about = found["about"]
     missing = f"; {about['missing']} are missing: the same command goes on" if about["missing"] else ""
     out.print(f"{path}: {len(found['runs'])} of {about['wanted']} runs{missing}", soft_wrap=True)
+    if found["runs"]:
+        out.print(str(page.write(path)[-1]), soft_wrap=True)
 
 
 def _play(plan: Path, to: Path | None, settings: Sequence[str]) -> Run:

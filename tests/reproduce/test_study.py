@@ -6,7 +6,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from typer.testing import CliRunner
 
+from fedgen import cli
 from fedgen.errors import DataError, PlanError
 from fedgen.methods import METHODS
 from fedgen.reproduce import reproduce, result, study, worker
@@ -15,6 +17,7 @@ from fedgen.reproduce.worker import Bench
 
 STUDY = """
 title = "Tiny"
+last = 0.5
 [plan]
 name = "tiny"
 rounds = 2
@@ -105,7 +108,7 @@ def test_a_job_says_all_that_its_method_world_rate_and_value_ask(
     cell = Cell(tiny.parts[1], "fedgen-edge", "fewer", 1, 2)
     plan = tiny.job(cell, 0.01).resolved(tiny_text, tmp_path)
     assert (plan.seed, plan.adapter.rank, plan.cohort.count) == (1, 2, 2)
-    assert (plan.training.lr, plan.personal.lr, plan.training.optimizer) == (0.01, 0.01, "adamw")  # type: ignore[attr-defined]
+    assert (plan.training.lr, plan.personal.lr, plan.training.optimizer) == (0.01, 0.005, "adamw")  # type: ignore[attr-defined]
     assert plan.data.path == str(tiny_text)  # type: ignore[attr-defined]
 
 
@@ -203,6 +206,19 @@ def test_a_run_that_diverges_is_a_result_and_its_rate_is_not_chosen(
     assert tiny.chosen(wanted) == 0.003
     found = result.write(tiny, {}, tmp_path / "out.json")
     assert found["rates"]["even"]["adamw"]["fedit"]["1e+30"] is None
+
+
+def test_the_command_goes_on_and_says_what_is_missing(done: Done, tiny_text: Path, tmp_path: Path) -> None:
+    written, before, _ = done
+    shutil.copytree(before, tmp_path / "work")
+    next((tmp_path / "work" / "runs").iterdir()).unlink()
+    said = ["reproduce", written, "--data", tiny_text, "--work", tmp_path / "work", "--out", tmp_path, "--jobs", 1]
+
+    def called(*more: object) -> str:
+        return CliRunner().invoke(cli.app, [str(word) for word in (*said, *more)], catch_exceptions=False).output
+
+    assert "missing: the same command goes on" in called("--minutes", 1e-6)
+    assert f"{tmp_path / 'tiny.json'}: 4 of 4 runs\n{tmp_path / 'tiny.md'}\n" in called()
 
 
 @pytest.mark.parametrize(

@@ -40,7 +40,7 @@ def reproduce(
     bench = Bench(wanted, data, work, salt)
     codes = _labour(bench, until, jobs or os.cpu_count() or 1)
     path = out / f"{wanted.name}{'-quick' if quick else ''}.json"
-    found = result.write(bench, record, path)
+    found = result.write(bench, record, path, quick=quick)
     if any(codes):
         raise ClientError(
             f"reproduce: a worker ended with code {max(map(abs, codes))}, see above; what is done is kept"

@@ -2,9 +2,9 @@
 
 The published text has lost its articles' bounds, so `LINES` sentences that stand together are one. Topics are found by
 TF-IDF and NMF over all of them. A client holds articles of about `WORDS` words. In a world `topics-ALPHA` each draws
-its own mix of topics from Dirichlet(ALPHA); in `articles` they are neighbours. One article in four is set apart for clients
-by whom learning rates are chosen: no client of a table holds any of those. A line's end is the word `<eos>`, so that it
-is counted as one, as is usual for perplexities of this text.
+its own mix of topics from Dirichlet(ALPHA); in `articles` they are neighbours. One article in four is set apart for
+clients by whom learning rates are chosen: no client of a table holds any of those. A line's end is the word `<eos>`,
+so that it is counted as one, as is usual for perplexities of this text.
 """
 
 import json

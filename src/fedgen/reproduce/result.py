@@ -19,18 +19,19 @@ from fedgen.store import write_whole
 LIBRARIES = ("fedgen-edge", "torch", "transformers", "numpy", "scikit-learn")
 TOLD = (
     "rounds", "clients", "total", "kind", "parameters", "sent", "message", "full_message", "rank", "failures",
+    "backbone_hash",
     "seconds", "drift", "spread", "apart", "frechet", "error",
 )  # fmt: skip
 
 
-def write(bench: Bench, backbone: Found, path: Path) -> Found:
+def write(bench: Bench, backbone: Found, path: Path, *, quick: bool = False) -> Found:
     """Gather what has been played so far, and write it as one file."""
     study = bench.study
     cells = [cell for cell in study.cells() if cell.seed != TRIAL]
     runs = [run for cell in cells if (run := _run(bench, cell))]
     names = list(dict.fromkeys(cell.method for cell in cells))
     found: Found = {
-        "about": _about(study, cells, runs),
+        "about": _about(study, cells, runs) | {"quick": quick},
         "plan": plans.write(plans.read(study.plan)),
         "worlds": study.worlds,
         "trial": asdict(study.trial),
@@ -54,7 +55,6 @@ def _about(study: Study, cells: list[Cell], runs: list[Found]) -> Found:
         "seeds": sorted({cell.seed for cell in cells}, key=str),
         "study": study.name,
         "title": study.title,
-        "quick": study.quick,
         "minutes": round(sum(run["seconds"] for run in runs) / 60, 1),
         "wanted": len(cells),
         "missing": len(cells) - len(runs),

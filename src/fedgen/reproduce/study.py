@@ -74,18 +74,21 @@ class Job:
 
 @dataclass(frozen=True)
 class Study:
-    """What is to be played; `rates` are by optimizer and by the methods' group, `other` for those not named."""
+    """What is to be played; `rates` are by optimizer and by the methods' group, `other` for those not named.
+
+    A last fine-tuning for the client itself takes a share `last` of the rate: nothing evens it out after it.
+    """
 
     name: str
     title: str
     prepare: str
     minutes: float
+    last: float
     plan: Mapping[str, Any]
     worlds: Mapping[str, tuple[str, ...]]
     rates: Mapping[str, Mapping[str, tuple[float, ...]]]
     trial: Trial
     parts: tuple[Part, ...]
-    quick: bool = False
 
     def cells(self) -> Iterator[Cell]:
         """All runs, in the order of work; those that choose rates come once, before the first that wants them."""
@@ -126,7 +129,7 @@ class Study:
             plans.read(base, [line.replace("{seed}", str(cell.seed)) for line in settings])
         )
         if "lr" in {spot.name for spot in fields(plan.personal)}:  # type: ignore[arg-type]
-            plan = plans.read(plan, [f"personal.lr={rate}"])
+            plan = plans.read(plan, [f"personal.lr={rate if plan.personal.each_round else self.last * rate}"])
         said = f"{plans.write(plan)}{part.drift}{part.frechet}{salt}"
         return Job(cell, rate, plan, hashlib.sha256(said.encode()).hexdigest()[:12])
 
@@ -176,18 +179,23 @@ def _study(name: str, said: dict[str, Any], quick: bool) -> Study:
     _known("[quick]", fast, QUICK)
     if quick:
         said |= {key: value for key, value in fast.items() if key != "plan"}
-    _known(f"study '{name}'", said, ("title", "prepare", "minutes", "plan", "worlds", "rates", "trial", "part"))
+    _known(f"study '{name}'", said, ("title", "prepare", "minutes", "last", "plan", "worlds", "rates", "trial", "part"))
     for key in ("plan", "worlds", "rates", "trial", "part"):
         if key not in said:
             raise PlanError(f"study '{name}': [{key}] is missing; see the head of ptb.toml for what a study says")
     base = tomllib.loads(plans.write(plans.read(said["plan"], fast.get("plan", []) if quick else [])))
     study = Study(
-        name, str(said.get("title", name)), str(said.get("prepare", "")), float(said.get("minutes", 0)), base,
-        {world: tuple(lines) for world, lines in said["worlds"].items()},
-        {kind: {name: tuple(map(float, own)) for name, own in by.items()} for kind, by in said["rates"].items()},
-        _record(Trial, "[trial]", said["trial"]),
-        tuple(_record(Part, f"[[part]] {number}", part) for number, part in enumerate(said["part"], 1)), quick,
-    )  # fmt: skip
+        name=name,
+        title=str(said.get("title", name)),
+        prepare=str(said.get("prepare", "")),
+        minutes=float(said.get("minutes", 0)),
+        last=float(said.get("last", 1)),
+        plan=base,
+        worlds={world: tuple(lines) for world, lines in said["worlds"].items()},
+        rates={kind: {name: tuple(map(float, own)) for name, own in by.items()} for kind, by in said["rates"].items()},
+        trial=_record(Trial, "[trial]", said["trial"]),
+        parts=tuple(_record(Part, f"[[part]] {number}", part) for number, part in enumerate(said["part"], 1)),
+    )
     _agree(study)
     return study
 

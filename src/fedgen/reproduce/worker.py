@@ -18,6 +18,7 @@ from fedgen.reproduce.frechet import measured
 from fedgen.reproduce.study import TRIAL, Cell, Job, Study
 from fedgen.reproduce.watch import Watch, measure
 from fedgen.run import Run
+from fedgen.sample import BARE
 from fedgen.store import write_whole
 
 WAIT = 0.5  # seconds between two looks at what other workers are doing
@@ -142,16 +143,16 @@ def _read(run: Run, job: Job) -> Found:
     whole = bool(job.cell.part.sweep) or job.cell.seed == TRIAL
     return {
         "kind": facts["kind"], "parameters": facts["parameters"], "full_message": facts["full_bytes"],
-        "rank": run.plan.adapter.rank, "backbone_hash": facts["backbone_hash"], "machine": facts["machine"],
+        "rank": run.plan.adapter.rank, "backbone_hash": facts["backbone_hash"],
         "failures": len(run.outcome["failures"]) + sum(len(line["failures"]) for line in run.journal),
-        "total": {kind: _pair(score) for kind, score in sums.items()},
-        "clients": {} if whole else {n: {kind: _pair(score) for kind, score in s.items()} for n, s in scores.items()},
+        "total": _pairs(sums),
+        "clients": {} if whole else {name: _pairs(own, but=BARE) for name, own in scores.items()},
     }  # fmt: skip
 
 
-def _pair(score: Score) -> tuple[float, int]:
-    """The summed loss, and the words or pictures that it is of."""
-    return round(score.loss, 3), score.words or score.terms
+def _pairs(scores: Mapping[str, Score], but: str = "") -> dict[str, tuple[float, int]]:
+    """Of each adapter the summed loss, and the words or pictures that it is of."""
+    return {kind: (score.loss, score.words or score.terms) for kind, score in scores.items() if kind != but}
 
 
 def rounded(said: Any) -> Any:
