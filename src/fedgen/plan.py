@@ -12,7 +12,7 @@ from typing import Annotated, Any, Literal
 
 from torch import nn
 
-from fedgen.aggregate import AGGREGATES, ANEW, FLAT, Aggregate, Average, widest
+from fedgen.aggregate import AGGREGATES, ANEW, FLAT, Aggregate, Average, takes, widest
 from fedgen.backbones import BACKBONES, Diffusion, Language, Model
 from fedgen.bank import Bank
 from fedgen.client import Training
@@ -289,11 +289,11 @@ def agree(plan: Plan) -> None:
 
 def _agree_on_share(plan: Plan) -> None:
     share, aggregate = plan.share, kind_of("aggregate", plan.aggregate)
-    if aggregate not in share.fits:
-        kind = kind_of("share", share)
+    if not takes(type(plan.aggregate), share.sends):
+        kind, others = kind_of("share", share), [name for name, rule in AGGREGATES.items() if takes(rule, share.sends)]
         raise PlanError(
             f"share and aggregate: what share.kind = '{kind}' sends so is not for aggregate.kind = '{aggregate}'; "
-            f"choose {' or '.join(sorted(share.fits))}"
+            f"choose {' or '.join(others)}"
         )
     if not isinstance(share, Halves) and plan.outer != Plain():
         raise PlanError("share and outer: what is sent is no whole adapter; use outer.kind = 'plain' with lr = 1")

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from fedgen import factors, lora, seeds, tree
+from fedgen.aggregate import Sends
 from fedgen.client import Start
 from fedgen.errors import TreeError
 from fedgen.records import Offer, Range, Tree
@@ -25,8 +26,8 @@ class Share(Protocol):
         """Whether a part of what is trained stays with its client."""
 
     @property
-    def fits(self) -> Set[str]:
-        """The kinds of aggregate that can take what is sent."""
+    def sends(self) -> Sends:
+        """What the server has of a client, once it has made that complete."""
 
     def served(self, widest: int, rank: int) -> int:
         """The rank that the server's adapter takes at most, where the aggregate's takes at most `widest`."""
@@ -66,11 +67,9 @@ class Halves:
     last: Annotated[float, Range(0, 1)] = 0.0
 
     @property
-    def fits(self) -> Set[str]:
-        """Any that takes whole adapters; of a half, those that can mean it."""
-        if self == Halves():
-            return {"average", "exact", "padded", "fair"}
-        return {"average", "turned"} if self == Halves("b") else {"average"}
+    def sends(self) -> Sends:
+        """The whole, B under one A of all, or any other part."""
+        return "whole" if self == Halves() else "b" if self == Halves("b") else "part"
 
     def served(self, widest: int, rank: int) -> int:
         """As the aggregate says."""
@@ -147,9 +146,9 @@ class Increment:
     keep: ClassVar[bool] = False
 
     @property
-    def fits(self) -> Set[str]:
+    def sends(self) -> Sends:
         """B's are averaged, and whole increments stacked."""
-        return {"average"} if self.half == "b" else {"stack"}
+        return "part" if self.half == "b" else "increment"
 
     def served(self, widest: int, rank: int) -> int:
         """As wide as it may become here."""
@@ -201,7 +200,7 @@ class Top:
     """The last ranks of the server's adapter are trained and travel; those below are frozen (`aggregate.residual`)."""
 
     keep: ClassVar[bool] = False
-    fits: ClassVar[Set[str]] = frozenset({"residual"})
+    sends: ClassVar[Sends] = "top"
 
     def served(self, widest: int, rank: int) -> int:
         """As the aggregate says."""
@@ -244,7 +243,7 @@ class Square:
 
     seed: Annotated[int, Range(0)] = 0
     keep: ClassVar[bool] = False
-    fits: ClassVar[Set[str]] = frozenset({"average"})
+    sends: ClassVar[Sends] = "part"
 
     def served(self, widest: int, rank: int) -> int:
         """As the aggregate says."""

@@ -1,5 +1,7 @@
 """How updates become one adapter: a rule opens a fold, which takes updates in any order and closes to the same."""
 
+from typing import Any, Literal
+
 from fedgen.aggregate.folds import Aggregate, Fold, weight_of
 from fedgen.aggregate.means import Average, Fair, Padded, Turned
 from fedgen.aggregate.products import Exact, Residual, Stack
@@ -15,8 +17,10 @@ __all__ = [
     "Fold",
     "Padded",
     "Residual",
+    "Sends",
     "Stack",
     "Turned",
+    "takes",
     "weight_of",
     "widest",
 ]
@@ -30,8 +34,15 @@ AGGREGATES = {
     "residual": Residual,
     "stack": Stack,
 }
+Sends = Literal["whole", "part", "b", "increment", "top"]
 ANEW = (Exact, Turned, Residual, Stack)  # products in new factors each round, to which no factor has a straight way
 FLAT = (Turned, Residual, Stack)  # their updates begin at one adapter of all, so the adapters of clusters are none
+
+
+def takes(rule: type[Any], sends: Sends) -> bool:
+    """Whether a rule can take what clients send: whole adapters, unless it is one of a few."""
+    own = {Average: {"whole", "part", "b"}, Turned: {"b"}, Residual: {"top"}, Stack: {"increment"}}
+    return sends in own.get(rule, {"whole"})
 
 
 def widest(rule: Aggregate, rank: int) -> int:

@@ -26,7 +26,7 @@ SHAPE = Shape(vocabulary=2048, hidden=128, inner=320, layers=3, heads=4, reach=1
 KNOWN = 10_000  # words of the Treebank's vocabulary, and so of the text that stands in for it
 PIECE = 20_000  # characters of a long text that are one document
 LINES, TOPICS, CLIENTS, WORDS = 8, 12, 100, 1720
-SEEDS, TRIAL = range(4), 4  # one article in so many is the trials'
+SEEDS, TRIAL, FEWER = range(4), 4, 30  # one article in so many is the trials', who are fewer clients
 ALPHAS = (0.1, 0.5)
 FEATURES = 4096  # the commonest words that topics are told apart by
 MANNER = (
@@ -93,11 +93,13 @@ def _write_clients(data: Path, folder: Path) -> None:
     articles = [Article(text, topic) for text, topic in zip(texts, topics(texts), strict=True)]
     tables = [article for number, article in enumerate(articles) if number % TRIAL]
     trials = articles[::TRIAL]
-    for pool, seeds in ((tables, [str(seed) for seed in SEEDS]), (trials, ["trial"])):
+    named, fewer = _names(CLIENTS), _names(FEWER)
+    for pool, names, seeds in ((tables, named, [str(seed) for seed in SEEDS]), (trials, fewer, ["trial"])):
         for number, seed in enumerate(seeds):
             for alpha in ALPHAS:
-                _write(folder / f"topics-{alpha}-{seed}.jsonl", by_topics(pool, alpha, np.random.default_rng(number)))
-            _write(folder / f"articles-{seed}.jsonl", by_place(pool, np.random.default_rng(number)))
+                held = by_topics(pool, names, alpha, np.random.default_rng(number))
+                _write(folder / f"topics-{alpha}-{seed}.jsonl", held)
+            _write(folder / f"articles-{seed}.jsonl", by_place(pool, names, np.random.default_rng(number)))
     write_whole(folder / "whole", b"")
 
 
@@ -114,13 +116,15 @@ def topics(texts: Sequence[str]) -> list[int]:
     return [int(topic) for topic in found.argmax(1)]
 
 
-def by_topics(articles: Sequence[Article], alpha: float, draw: np.random.Generator) -> Holding:
+def by_topics(
+    articles: Sequence[Article], names: Sequence[str], alpha: float, draw: np.random.Generator
+) -> Holding:
     """Clients of one size, each with a mix of topics of its own; an article is held once."""
     left: dict[int, list[Article]] = {}
     for at in draw.permutation(len(articles)):
         left.setdefault(articles[at].topic, []).append(articles[at])
     held: Holding = {}
-    for name in _names():
+    for name in names:
         mix, own = draw.dirichlet([alpha] * TOPICS), held.setdefault(name, [])
         while sum(article.words for article in own) < WORDS:
             share = np.array([mix[topic] if left.get(topic) else 0.0 for topic in range(TOPICS)])
@@ -130,10 +134,10 @@ def by_topics(articles: Sequence[Article], alpha: float, draw: np.random.Generat
     return held
 
 
-def by_place(articles: Sequence[Article], draw: np.random.Generator) -> Holding:
+def by_place(articles: Sequence[Article], names: Sequence[str], draw: np.random.Generator) -> Holding:
     """Clients of one size, each with neighbouring articles from a stretch of its own."""
-    stretch, held = len(articles) // CLIENTS, {}
-    for number, name in enumerate(_names()):
+    stretch, held = len(articles) // len(names), {}
+    for number, name in enumerate(names):
         own = articles[number * stretch : (number + 1) * stretch]
         first = int(draw.integers(max(1, stretch - WORDS // 150)))  # an article has about 170 words
         held[name] = list(_enough(own[first:]))
@@ -148,8 +152,8 @@ def _enough(articles: Sequence[Article]) -> Iterator[Article]:
         words += article.words
 
 
-def _names() -> list[str]:
-    return [f"client-{number:03d}" for number in range(1, CLIENTS + 1)]
+def _names(clients: int) -> list[str]:
+    return [f"client-{number:03d}" for number in range(1, clients + 1)]
 
 
 def _write(path: Path, held: Holding) -> None:

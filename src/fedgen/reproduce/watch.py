@@ -40,7 +40,7 @@ class Watch:
         """Take one event in."""
         if isinstance(event, Began):
             self.folder = event.folder
-        elif isinstance(event, Update) and event.adapter:
+        elif isinstance(event, Update) and "steps" in event.metrics:
             self.sent, self.message = tree.size(event.adapter), event.up
             self.updates += [event] if self.wanted else []
         elif isinstance(event, Update) and event.metrics:
