@@ -76,8 +76,7 @@ class Toy:
         return 1
 
 
-def rows_of(name: str) -> Rows:
-    x, y, count = DATA[name]
+def rows_of(x: float, y: float, count: int) -> Rows:
     return {"x": torch.full((count, 1), x), "y": torch.full((count, 1), y)}
 
 
@@ -129,24 +128,28 @@ def numbers(tree: Tree) -> Pair:
     return float(tree[KEY_A].item()), float(tree[KEY_B].item())
 
 
-def played(name: str, rounds: int, steps: int = 1, *settings: str) -> Played:
-    """The method's own parts in the engine's own rounds."""
+Held = dict[str, tuple[float, float, int]]
+
+
+def played(name: str, rounds: int, steps: int = 1, *settings: str, data: Held = DATA, turned: bool = False) -> Played:
+    """The method's own parts in the engine's own rounds; replies may come in the order turned round."""
     plan = plans.read(METHODS[name].over(plans.read(BASE, [f"training.steps={steps}"])), settings)
     toy: Backbone = Toy()
-    held = {name: Client(name, rows_of(name), rows_of(name), rows_of(name), ("a", "b")) for name in DATA}
+    held = {name: Client(name, *([rows_of(*own)] * 3), ("a", "b")) for name, own in data.items()}  # type: ignore[arg-type]
     bank = plan.adapter.bank(toy.network, plan.width)
     site = Site(0, toy, bank, held, plan.training, plan.personal, Shelf(), share=plan.share)
-    sizes = {name: rows for name, (_, _, rows) in DATA.items()}
+    sizes = {name: rows for name, (_, _, rows) in data.items()}
+    plan = plans.read(plan, [f"cohort.count={len(data)}"]) if name != "central" else plan
     rules = Rules(plan.cluster, plan.hierarchy, plan.exchange)
     parts = plan.cohort, plan.aggregate, plan.outer, rules, plan.share, plan.adapter.rank
-    server, sent = Server(0, sorted(DATA), sizes, *parts), []
+    server, sent = Server(0, sorted(data), sizes, *parts), []
     cut = bool(plan.adapter.ranks) and isinstance(plan.share, Halves)
-    ask = fitted(asker(site), sorted(DATA), plan.adapter.rank, plan.adapter.ranks, cut=cut)
+    ask = fitted(asker(site), sorted(data), plan.adapter.rank, plan.adapter.ranks, cut=cut)
 
     def heard(offers):  # type: ignore[no-untyped-def]
-        for reply in ask(offers):
-            sent.append(reply)
-            yield reply
+        replies = list(ask(offers))
+        sent.extend(replies)
+        yield from reversed(replies) if turned else replies
 
     start = pair_tree(*START) if plan.adapter.of == "pairs" else {"only.weight": torch.zeros(1, 1)}
     state = State(0, {GLOBAL: start})
@@ -494,6 +497,26 @@ def test_no_message_but_those_of_the_rule_leaves_a_client(name: str) -> None:
         assert set(update.adapter) <= {KEY_A, KEY_B}
         assert set(update.metrics) == {"loss", "steps", "terms"}
         assert update.profile is None
+
+
+ALIKE = {"ann": (1.0, 2.0, 1), "bob": (1.0, 2.0, 3)}  # the same rows, and more of them
+
+
+@pytest.mark.parametrize("name", [name for name in HERE if name != "local" and not name.endswith("full")])
+def test_equal_updates_come_to_what_one_client_alone_comes_to(name: str) -> None:
+    one, two = played(name, 2, 2, data={"ann": ALIKE["ann"]}), played(name, 2, 2, data=ALIKE)
+    assert near(product(two.state.adapters[GLOBAL]), product(one.state.adapters[GLOBAL]))
+    moved = product(one.state.adapters[GLOBAL]) - START[0] * START[1]
+    assert abs(moved) > 1e-6 or one.plan.share.keep  # a half that stays keeps the server's product where it was
+
+
+@pytest.mark.parametrize("name", HERE)
+def test_the_order_of_arrival_leaves_no_trace(name: str) -> None:
+    lone = ("training.cohort=1",) if name.endswith("full") else ()
+    one, two = played(name, 2, 2, *lone), played(name, 2, 2, *lone, turned=True)
+    assert one.state.adapters.keys() == two.state.adapters.keys()
+    for cluster, tree in one.state.adapters.items():
+        assert all(torch.equal(tree[key], two.state.adapters[cluster][key]) for key in tree)
 
 
 def test_a_method_that_counts_steps_wants_them_counted() -> None:

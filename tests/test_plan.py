@@ -142,6 +142,9 @@ DISAGREE = [
      "share and cluster: clusters exchange whole adapters; let share.kind = 'halves' send both"),
     ({"share": {"half": "b", "keep": True}, "personal": {"kind": "keep"}},
      "share.keep and personal: both keep an own adapter; use personal.kind = 'finetune' or 'none'"),
+    ({"share": {"keep": True}},
+     ("share: keep: wanted a part that never travels, came half = 'both' and last = 0.0; "
+      "name a half, or a share of last layers")),
     ({"adapter": {"ranks": [1, 9]}, "aggregate": {"kind": "exact"}},
      "adapter.ranks: wanted ranks from 1 to adapter.rank = 4, came 9"),
     ({"adapter": {"ranks": [1, 2]}},

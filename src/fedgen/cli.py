@@ -1,7 +1,6 @@
 """The command `fedgen`: run plans, look at runs, and use what they trained."""
 
 import sys
-from collections.abc import Sequence
 from enum import StrEnum
 from importlib.metadata import version
 from pathlib import Path
@@ -16,11 +15,12 @@ from fedgen.encode import seal as sealed_prompt
 from fedgen.encode import unseal
 from fedgen.errors import FedgenError, PlanError
 from fedgen.exhibit import draw
+from fedgen.methods import METHODS, over
 from fedgen.report.wording import saving, size
 from fedgen.reproduce import page, reproduce
 from fedgen.run import PLAN, Run
 from fedgen.sample import compact, one_mixture, route, sampler, spelled
-from fedgen.screen import Screen, clusters_table, outcome_table, quality_table, runs_table, standing
+from fedgen.screen import Screen, clusters_table, methods_table, outcome_table, quality_table, runs_table, standing
 from fedgen.store import read_bytes, save_bundle, write_whole
 
 DEMOS = Path(__file__).parent / "demos"
@@ -70,7 +70,8 @@ def demo(
     """Federate the embedded models: text over Python's own modules, images over the letters of many typefaces."""
     for name in [what] if what else What:
         out.print(f"[bold]The demo of {name}[/bold]")
-        found = _play(DEMOS / f"{name}.toml", to / name if to and not what else to, settings)
+        plan = plans.read(DEMOS / f"{name}.toml", settings)
+        found = _play(plan, to / name if to and not what else to)
         if name is What.text:
             _say_samples(found)
 
@@ -83,12 +84,21 @@ def run_plan(
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="Print the resolved plan and its cost, and run nothing.")
     ] = False,
+    *,
+    method: Annotated[str, typer.Option(help="As this method has the plan; `fedgen methods` lists them.")] = "",
 ) -> None:
     """Run a plan to its end."""
+    wanted = over(method, plans.read(plan, settings)) if method else plans.read(plan, settings)
     if dry_run:
-        _say_cost(plan, settings)
+        _say_cost(wanted)
     else:
-        _play(plan, to, settings)
+        _play(wanted, to)
+
+
+@app.command("methods")
+def list_methods() -> None:
+    """List the methods by name: published ones, our own, and where ours depart from the papers."""
+    out.print(methods_table(METHODS))
 
 
 @app.command()
@@ -232,10 +242,9 @@ def reproduce_study(
         out.print(str(page.write(path)[-1]), soft_wrap=True)
 
 
-def _play(plan: Path, to: Path | None, settings: Sequence[str]) -> Run:
-    wanted = plans.read(plan, settings)  # a slip in the plan is told before anything is loaded
+def _play(plan: plans.Plan, to: Path | None) -> Run:
     with Screen(out) as screen:
-        found = places.run(wanted, to, tell=screen.tell)
+        found = places.run(plan, to, tell=screen.tell)
     _say_outcome(found)
     return found
 
@@ -253,8 +262,8 @@ def _say_outcome(run: Run, *, write: bool = True) -> None:
         out.print(f"report: {report.write(run)}", soft_wrap=True)
 
 
-def _say_cost(plan: Path, settings: Sequence[str]) -> None:
-    settled, cost = places.cost(plan, settings=settings)
+def _say_cost(plan: plans.Plan) -> None:
+    settled, cost = places.cost(plan)
     less = f"; {saving(cost.saved)} less than full-model FedAvg" if settled.adapter.of == "pairs" else ""
     out.print(plans.write(settled), markup=False, soft_wrap=True)
     for line in (  # comments, so that what is printed is a plan still

@@ -265,3 +265,10 @@ METHODS: dict[str, Method] = {
         ("share.kind=increment", "share.half=b", "personal.kind=finetune"),
     ),
 }
+
+
+def over(name: str, plan: Plan) -> Plan:
+    """A plan as the method of this name has it."""
+    if name not in METHODS:
+        raise PlanError(f"method: '{name}' is not one of {', '.join(METHODS)}")
+    return METHODS[name].over(plan)

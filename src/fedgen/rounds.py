@@ -78,7 +78,8 @@ class _Tally:
         """The round as it went; the order of arrival leaves no trace."""
         losses = [loss for own in self.losses.values() for loss in own]
         metrics = {"loss": math.fsum(losses) / len(losses), "terms": float(self.terms)}
-        metrics |= {key: value for fold in self.folds.values() for key, value in fold.told.items()}
+        for fold in self.folds.values():  # of several clusters, the most that is told
+            metrics |= {key: max(value, metrics.get(key, value)) for key, value in fold.told.items()}
         failures = tuple(sorted(self.failures, key=lambda failure: failure.client))
         return Report(self.state.round + 1, tuple(names), failures, metrics, self.up, self.down, seconds, clusters)
 

@@ -14,6 +14,7 @@ from rich.table import Table
 from fedgen.cohort import wanted
 from fedgen.evaluate import Gains, Score, Yardstick, gains, total, yardstick_of
 from fedgen.exhibit import QUALITY, Painting
+from fedgen.methods import Method
 from fedgen.records import Failure, Report, Update
 from fedgen.report import digest
 from fedgen.report.clusters import table_of
@@ -185,6 +186,16 @@ def runs_table(runs: Sequence[Run]) -> Table:
     measures = dict.fromkeys(run.yardstick for run in runs)
     if len(measures) > 1:
         table.caption = "; ".join(f"{measure.material}: {measure.name} {measure.unit}" for measure in measures)
+    return table
+
+
+def methods_table(methods: Mapping[str, Method]) -> Table:
+    """A line a method: its name, its paper, and where it departs from that."""
+    table = Table(box=SIMPLE_HEAD, pad_edge=False)
+    for head in ("name", "method", "paper", "departs"):
+        table.add_column(head, no_wrap=head == "name")
+    for name, method in methods.items():
+        table.add_row(name, method.title, method.paper, method.departs)
     return table
 
 

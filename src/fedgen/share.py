@@ -10,7 +10,7 @@ from torch import Tensor
 from fedgen import factors, lora, seeds, tree
 from fedgen.aggregate import Sends
 from fedgen.client import Start
-from fedgen.errors import TreeError
+from fedgen.errors import PlanError, TreeError
 from fedgen.records import Offer, Range, Tree
 
 
@@ -65,6 +65,13 @@ class Halves:
     half: Literal["both", "a", "b", "turns", "none"] = "both"
     keep: bool = False
     last: Annotated[float, Range(0, 1)] = 0.0
+
+    def __post_init__(self) -> None:
+        if self.keep and (self.half == "turns" or (self.half == "both" and not self.last)):
+            came = f"half = '{self.half}' and last = {self.last}"
+            raise PlanError(
+                f"keep: wanted a part that never travels, came {came}; name a half, or a share of last layers"
+            )
 
     @property
     def sends(self) -> Sends:

@@ -251,7 +251,7 @@ def test_oracle_takes_the_labels_as_they_are() -> None:
 def test_every_rule_says_what_it_goes_by() -> None:
     found = {kind: part().evidence for kind, part in CLUSTERS.items()}
     points = dict.fromkeys(("kmeans", "agglomerative", "hdbscan"), "profiles")
-    assert found == {"none": "none", **points, "losses": "losses", "oracle": "labels"}
+    assert found == {"none": "none", **points, "losses": "losses", "oracle": "labels", "each": "names"}
 
 
 def test_nothing_is_drawn_from_the_world() -> None:

@@ -15,6 +15,7 @@ import pytest
 import torch
 
 from fedgen import lora, plan
+from fedgen.aggregate import Average, Residual, Stack, Turned
 from fedgen.client import Start, Training
 from fedgen.cluster import Losses
 from fedgen.cohort import COHORTS, Cohort, Uniform, Weighted
@@ -24,6 +25,7 @@ from fedgen.errors import FedgenError, PlanError
 from fedgen.personal import PERSONALS, Keep
 from fedgen.plan import TABLES, Plan
 from fedgen.records import GLOBAL, Document, Offer, Tree
+from fedgen.share import Halves, Increment, Top
 
 EVERY_KIND = [(section, kind) for section, table in TABLES.items() for kind in table]
 CHANGED: dict[type, Callable[[Any], Any]] = {
@@ -67,14 +69,20 @@ def test_a_part_is_a_frozen_dataclass_whose_repr_says_its_settings(section: str,
     assert hash(part) == hash(made(section, kind))
 
 
-def beside(section: str) -> dict[str, Any]:
-    """What else a plan needs so that this section agrees with it."""
+def beside(section: str, part: Any) -> dict[str, Any]:
+    """What else a plan needs so that this part agrees with it."""
+    if section == "share":
+        return {"aggregate": {"increment": Stack(), "top": Residual()}.get(part.sends, Average())}
+    if section == "aggregate":
+        shares: dict[type[Any], Any] = {Turned: Halves("b"), Residual: Top(), Stack: Increment()}
+        return {"share": shares.get(type(part), Halves())}
     return {"cluster": {"encode": Ngrams()}, "exchange": {"cluster": Losses()}}.get(section, {})
 
 
 @pytest.mark.parametrize(("section", "kind"), EVERY_KIND)
 def test_a_part_comes_back_from_a_written_plan(section: str, kind: str, tmp_path: Path) -> None:
-    whole = replace(Plan(), **beside(section), **{section: made(section, kind)})
+    part = made(section, kind)
+    whole = replace(Plan(), **beside(section, part), **{section: part})
     file = tmp_path / "plan.toml"
     file.write_text(plan.write(whole), "utf-8")
     assert plan.read(file) == whole
@@ -83,9 +91,10 @@ def test_a_part_comes_back_from_a_written_plan(section: str, kind: str, tmp_path
 
 @pytest.mark.parametrize(("section", "kind"), EVERY_KIND)
 def test_settings_other_than_the_defaults_come_back_too(section: str, kind: str, tmp_path: Path) -> None:
-    part, file = made(section, kind), tmp_path / "plan.toml"
+    part, file = Halves("b") if kind == "halves" else made(section, kind), tmp_path / "plan.toml"
     for spot in dataclasses.fields(part):
-        whole = replace(Plan(), **beside(section), **{section: changed(part, spot.name)})
+        other = changed(part, spot.name)
+        whole = replace(Plan(), **beside(section, other), **{section: other})
         file.write_text(plan.write(whole), "utf-8")
         assert plan.read(file) == whole
 

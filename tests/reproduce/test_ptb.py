@@ -42,6 +42,9 @@ def test_words_beyond_the_commonest_are_rare_ones() -> None:
     assert joined(with_rare(sentences, known)) == "b a a <eos> b <unk> <eos>"
 
 
+NAMES = [f"client-{number}" for number in range(100)]
+
+
 def articles(count: int) -> list[Article]:
     return [Article(f"{number} " + "word " * 170 + "<eos>", number % ptb.TOPICS) for number in range(count)]
 
@@ -49,20 +52,20 @@ def articles(count: int) -> list[Article]:
 @pytest.mark.parametrize("alpha", [0.01, 100.0])
 def test_clients_hold_enough_articles_each_once_by_topics_as_skewed_as_asked(alpha: float) -> None:
     pool = articles(3000)
-    held = by_topics(pool, alpha, np.random.default_rng(0))
+    held = by_topics(pool, NAMES, alpha, np.random.default_rng(0))
     every = [article for own in held.values() for article in own]
-    assert len(held) == ptb.CLIENTS
+    assert list(held) == NAMES
     assert len(set(every)) == len(every)
     assert all(ptb.WORDS <= sum(article.words for article in own) < ptb.WORDS + 173 for own in held.values())
     most = [max(np.bincount([article.topic for article in own])) / len(own) for own in held.values()]
     assert (np.mean(most) > 0.8) == (alpha < 1)
-    assert held == by_topics(pool, alpha, np.random.default_rng(0))
-    assert held != by_topics(pool, alpha, np.random.default_rng(1))
+    assert held == by_topics(pool, NAMES, alpha, np.random.default_rng(0))
+    assert held != by_topics(pool, NAMES, alpha, np.random.default_rng(1))
 
 
 def test_neighbours_are_held_by_one_client() -> None:
     pool = articles(3000)
-    for own in by_place(pool, np.random.default_rng(0)).values():
+    for own in by_place(pool, NAMES, np.random.default_rng(0)).values():
         first = pool.index(own[0])
         assert own == pool[first : first + len(own)]
         assert len(own) == 10
@@ -79,6 +82,7 @@ def treebank_folder(folder: Path) -> Path:
 @pytest.mark.filterwarnings("ignore:Maximum number of iterations")  # of topics that are none
 def test_the_trials_clients_hold_nothing_of_any_tables(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(ptb, "CLIENTS", 5)
+    monkeypatch.setattr(ptb, "FEWER", 5)
     monkeypatch.setattr(ptb, "WORDS", 300)
     (tmp_path / "ptb").mkdir()
     treebank_folder(tmp_path / "ptb")

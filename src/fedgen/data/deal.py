@@ -116,14 +116,14 @@ def clients(
 
 
 def asks(documents: Sequence[Document]) -> tuple[str, ...]:
-    """What documents to learn from ask for, each thing once: their prompts, or passages of those without one."""
+    """What documents to learn from ask for, each thing once: their prompts, or passages, or labels."""
     own = [document for document in documents if document.part in ("", "train")]
     return tuple(dict.fromkeys(text for document in own for text in _passages(document) if text.strip()))
 
 
 def _passages(document: Document) -> list[str]:
-    if document.prompt:
-        return [document.prompt]
+    if document.prompt or not document.text:
+        return [document.prompt or document.label]
     return [document.text[at : at + PASSAGE] for at in range(0, len(document.text), APART)]
 
 

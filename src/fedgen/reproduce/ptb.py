@@ -18,6 +18,7 @@ import numpy as np
 from fedgen.data import files
 from fedgen.data.sources import PennTreebank
 from fedgen.data.stdlib import public
+from fedgen.errors import DataError
 from fedgen.reproduce.manner import END, RARE, commonest, joined, treebank, with_rare
 from fedgen.reproduce.pretraining import RECORD, Shape, pretrain
 from fedgen.store import write_whole
@@ -116,9 +117,7 @@ def topics(texts: Sequence[str]) -> list[int]:
     return [int(topic) for topic in found.argmax(1)]
 
 
-def by_topics(
-    articles: Sequence[Article], names: Sequence[str], alpha: float, draw: np.random.Generator
-) -> Holding:
+def by_topics(articles: Sequence[Article], names: Sequence[str], alpha: float, draw: np.random.Generator) -> Holding:
     """Clients of one size, each with a mix of topics of its own; an article is held once."""
     left: dict[int, list[Article]] = {}
     for at in draw.permutation(len(articles)):
@@ -130,6 +129,10 @@ def by_topics(
             share = np.array([mix[topic] if left.get(topic) else 0.0 for topic in range(TOPICS)])
             if share.sum() < 1e-9:  # its topics have run out: any that is left
                 share = np.array([float(len(left.get(topic, []))) for topic in range(TOPICS)])
+            if not share.any():
+                raise DataError(
+                    f"ptb: wanted {WORDS} words for each of {len(names)} clients, came {len(articles)} articles"
+                )
             own.append(left[int(draw.choice(TOPICS, p=share / share.sum()))].pop())
     return held
 
