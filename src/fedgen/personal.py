@@ -1,15 +1,13 @@
 """What a client keeps for itself: its personal adapter, how it starts and when it is trained."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Annotated, Protocol
-
-import torch
 
 from fedgen import factors, lora
 from fedgen.client import Start, Training
 from fedgen.records import GLOBAL, Offer, Range, Tree
-from fedgen.tree import zeros
+from fedgen.share import stacked
 
 Fresh = Callable[[int], Tree]  # an adapter of a wanted rank that changes nothing yet, drawn by the client
 
@@ -165,13 +163,6 @@ class Beside:
     def training(self, training: Training) -> Training:
         """The client's training with its own length and rate."""
         return replace(alone(training, self), dropout=0.0)
-
-
-def stacked(below: Sequence[tuple[float, Tree]], top: Tree) -> Start:
-    """The sum of products, of which the last moves."""
-    still = [(share, zeros(adapter)) for share, adapter in below]
-    moving = {key: torch.ones_like(half) for key, half in top.items()}
-    return Start(lora.product_sum([*below, (1.0, top)]), lora.product_sum([*still, (1.0, moving)]))
 
 
 def alone(training: Training, rule: FineTune | Keep | Added | Beside) -> Training:

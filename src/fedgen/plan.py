@@ -111,8 +111,8 @@ class Plan:
     def width(self) -> int:
         """The widest rank that training or serving takes."""
         rank = self.adapter.rank
-        served = self.share.served(widest(self.aggregate, rank), rank)
-        return max(self.share.width(served, rank), self.personal.rank(served))
+        served, trained = self.share.ranks(widest(self.aggregate, rank), rank)
+        return max(trained, self.personal.rank(served))
 
 
 Table = Mapping[str, type[Any]]

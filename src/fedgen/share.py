@@ -1,6 +1,6 @@
 """What of the adapter a client trains, and what of it travels: the client's end and the server's end of one rule."""
 
-from collections.abc import Set
+from collections.abc import Sequence, Set
 from dataclasses import dataclass
 from typing import Annotated, ClassVar, Literal, Protocol
 
@@ -29,11 +29,8 @@ class Share(Protocol):
     def sends(self) -> Sends:
         """What the server has of a client, once it has made that complete."""
 
-    def served(self, widest: int, rank: int) -> int:
-        """The rank that the server's adapter takes at most, where the aggregate's takes at most `widest`."""
-
-    def width(self, served: int, rank: int) -> int:
-        """The rank that training takes at most."""
+    def ranks(self, widest: int, rank: int) -> tuple[int, int]:
+        """What the server's adapter takes at most, where the aggregate makes `widest`; and what training takes."""
 
     def meet(self, offered: Tree, own: Tree | None) -> Tree:
         """The adapter that a client has: what is offered, with what it kept."""
@@ -54,6 +51,13 @@ class Share(Protocol):
         """The server's adapter once the mean of the updates has landed in it."""
 
 
+def stacked(below: Sequence[tuple[float, Tree]], top: Tree, ends: tuple[str, ...] = ()) -> Start:
+    """The sum of products, of which the last moves, but for its factors whose keys have these ends."""
+    still = [(share, tree.zeros(adapter)) for share, adapter in below]
+    moving = {key: torch.full_like(half, not key.endswith(ends)) for key, half in top.items()}
+    return Start(lora.product_sum([*below, (1.0, top)]), lora.product_sum([*still, (1.0, moving)]))
+
+
 @dataclass(frozen=True)
 class Halves:
     """Both factors of each pair travel, or one `half` of it: A, B, or B and A in turns; none at all is local training.
@@ -67,6 +71,8 @@ class Halves:
     last: Annotated[float, Range(0, 1)] = 0.0
 
     def __post_init__(self) -> None:
+        if self.half == "none" and not self.keep:
+            raise PlanError("half: 'none' leaves nothing to train; let clients keep it (keep = true)")
         if self.keep and (self.half == "turns" or (self.half == "both" and not self.last)):
             came = f"half = '{self.half}' and last = {self.last}"
             raise PlanError(
@@ -78,13 +84,9 @@ class Halves:
         """The whole, B under one A of all, or any other part."""
         return "whole" if self == Halves() else "b" if self == Halves("b") else "part"
 
-    def served(self, widest: int, rank: int) -> int:
+    def ranks(self, widest: int, rank: int) -> tuple[int, int]:
         """As the aggregate says."""
-        return widest
-
-    def width(self, served: int, rank: int) -> int:
-        """That of the server's adapter."""
-        return served
+        return widest, widest
 
     def meet(self, offered: Tree, own: Tree | None) -> Tree:
         """What is offered of what travels, and the client's own of the rest."""
@@ -157,13 +159,10 @@ class Increment:
         """B's are averaged, and whole increments stacked."""
         return "part" if self.half == "b" else "increment"
 
-    def served(self, widest: int, rank: int) -> int:
-        """As wide as it may become here."""
-        return max(self.widest, rank) if self.half == "b" else widest
-
-    def width(self, served: int, rank: int) -> int:
-        """The increment lies on the server's adapter."""
-        return served + rank
+    def ranks(self, widest: int, rank: int) -> tuple[int, int]:
+        """As wide as it may become here, and the increment on top."""
+        served = max(self.widest, rank) if self.half == "b" else widest
+        return served, served + rank
 
     def meet(self, offered: Tree, own: Tree | None) -> Tree:
         """What is offered."""
@@ -172,11 +171,7 @@ class Increment:
     def begin(self, offer: Offer) -> Start:
         """The sum of both, of which the increment moves."""
         top = self._fresh(offer.adapter, offer.round, offer.rank)
-        moving = {key: torch.full_like(x, self.half == "both" or key.endswith(lora.B_END)) for key, x in top.items()}
-        still = {key: torch.zeros_like(x) for key, x in offer.adapter.items()}
-        return Start(
-            lora.product_sum([(1.0, offer.adapter), (1.0, top)]), lora.product_sum([(1.0, still), (1.0, moving)])
-        )
+        return stacked([(1.0, offer.adapter)], top, ends=() if self.half == "both" else (lora.A_END,))
 
     def sent(self, trained: Tree, offer: Offer) -> Tree:
         """The increment, or its B."""
@@ -209,13 +204,9 @@ class Top:
     keep: ClassVar[bool] = False
     sends: ClassVar[Sends] = "top"
 
-    def served(self, widest: int, rank: int) -> int:
+    def ranks(self, widest: int, rank: int) -> tuple[int, int]:
         """As the aggregate says."""
-        return widest
-
-    def width(self, served: int, rank: int) -> int:
-        """That of the server's adapter."""
-        return served
+        return widest, widest
 
     def meet(self, offered: Tree, own: Tree | None) -> Tree:
         """What is offered."""
@@ -224,8 +215,7 @@ class Top:
     def begin(self, offer: Offer) -> Start:
         """The server's adapter, of which the top moves."""
         low, top = factors.split(offer.adapter, offer.rank)
-        moving = {key: torch.ones_like(x) for key, x in top.items()}
-        return Start(offer.adapter, lora.product_sum([(1.0, tree.zeros(low)), (1.0, moving)]) if low else None)
+        return stacked([(1.0, low)], top) if low else Start(top)
 
     def sent(self, trained: Tree, offer: Offer) -> Tree:
         """The top."""
@@ -252,13 +242,9 @@ class Square:
     keep: ClassVar[bool] = False
     sends: ClassVar[Sends] = "part"
 
-    def served(self, widest: int, rank: int) -> int:
+    def ranks(self, widest: int, rank: int) -> tuple[int, int]:
         """As the aggregate says."""
-        return widest
-
-    def width(self, served: int, rank: int) -> int:
-        """That of the server's adapter."""
-        return served
+        return widest, widest
 
     def meet(self, offered: Tree, own: Tree | None) -> Tree:
         """What is offered."""
@@ -280,6 +266,7 @@ class Square:
 
     def read(self, sent: Tree, like: Tree, turn: int) -> Tree:
         """The frame's A, and its B times the square."""
+        _complete(sent, like, {key for key in like if key.endswith(lora.A_END)})
         return like | {_key(own): _filled(own, sent[_key(own)]) for own in lora.pairs(like)}
 
     def land(self, now: Tree, mean: Tree, turn: int) -> Tree:
@@ -300,6 +287,9 @@ def _square(frame: lora.Pair, pair: lora.Pair) -> Tensor:
 def _filled(frame: lora.Pair, square: Tensor) -> Tensor:
     """The frame's B times the square of each group of its layer."""
     b, a = lora.product_of(frame)
+    if square.shape != (len(b) * b.shape[2], b.shape[2]):
+        wish = f"a square factor of shape {(len(b) * b.shape[2], b.shape[2])}"
+        raise TreeError(f"update: '{frame.path}' wanted {wish}, came {tuple(square.shape)}")
     return lora.pair_of((b @ square.double().view(len(b), b.shape[2], -1), a), frame).b
 
 

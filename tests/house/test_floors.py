@@ -11,7 +11,7 @@ FLOORS = [
     "seeds tree",
     "lora factors bank weights chart store",
     "backbones data encode client evaluate quality sheet",
-    "cohort aggregate outer cluster kinship exchange personal share guards devices",
+    "cohort aggregate outer cluster kinship exchange share personal guards devices",
     "turns groups rounds journal plan methods roster run sample exhibit",
     "places serve.pool serve.engine",
     ". report screen reproduce serve.page serve.api serve cli __main__",  # the dot is fedgen/__init__.py
