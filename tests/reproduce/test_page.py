@@ -137,6 +137,15 @@ def test_a_study_without_a_sweep_leaves_its_figure_out(name: str, key: str, text
     assert FIGURES[name].sheet(without(text, key=key)) is None
 
 
+def test_a_sweep_without_a_figure_is_a_table(text: Result) -> None:
+    run = swept("fedit", "adapter.targets", 0, "text") | {"value": '["q_proj"]', "sweep": "layers"}
+    found = page.sweeps(Result(dict(text.content) | {"runs": [*text.content["runs"], run]}))
+    assert list(found) == ["layers"]
+    assert found["layers"][0].startswith("| `adapter.targets` |")
+    assert found["layers"][2].startswith('| `["q_proj"]` | FedIT |')
+    assert page.sweeps(text) == {}
+
+
 def test_text_draws_no_pictures(text: Result) -> None:
     assert FIGURES["frechet"].sheet(text) is None
 

@@ -26,6 +26,7 @@ from fedgen.reproduce.reading import (
 from fedgen.store import write_whole
 
 DIGITS = {"text": 2, "image": 5}
+DRAWN = ("adapter.rank", "training.steps", "training.epochs", "cohort.count", "cohort.fraction", "evaluate.keep")
 SPREADS = "The mean of the seeds, and in brackets the least and the most."
 
 
@@ -53,7 +54,8 @@ def page(result: Result, stem: str) -> str:
     ]
     protocol = _block("## How it was done", facts(result))
     found = [_block("## Methods", methods(result)), _block("## Learning rates", rates(result))]
-    return "\n\n".join([head.strip(), *worlds, *_figures(result, stem), protocol, *found]) + "\n"
+    swept = [_block(f"## {name.capitalize()}", table) for name, table in sweeps(result).items()]
+    return "\n\n".join([head.strip(), *worlds, *_figures(result, stem), *swept, protocol, *found]) + "\n"
 
 
 def _block(heading: str, lines: Iterable[str]) -> str:
@@ -142,6 +144,21 @@ def _arrival(runs: Sequence[Run], full: Sequence[Run]) -> tuple[str, str]:
         return "not reached", ABSENT
     some = "" if len(found) == len(goals) else f" ({len(found)} of {len(goals)} seeds)"
     return f"{mean(turn for turn, _ in found):.0f}{some}", size(mean(up for _, up in found))
+
+
+def sweeps(result: Result) -> dict[str, list[str]]:
+    """A table of each sweep that has no figure."""
+    found: dict[str, list[str]] = {}
+    for run in result.runs:
+        if not run["sweep"] or run["key"] in DRAWN:
+            continue
+        goal = "rounds to the best of full FedAvg"
+        columns = [f"`{run['key']}`", "", result.unit, "up, a client and round", goal, "bytes till then"]
+        full = result.table(run["world"]).get(FULL, [])
+        cells = [f"`{run['value']}`", result.title(run["method"]), _spread(result, [own(run)]), _message(run)]
+        lines = found.setdefault(run["sweep"], [f"| {' | '.join(columns)} |", "|---" * 6 + "|"])
+        lines.append(f"| {' | '.join([*cells, *_arrival([run], full)])} |")
+    return found
 
 
 def rankings(result: Result, world: str) -> list[str]:
