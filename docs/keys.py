@@ -8,7 +8,7 @@ import typing
 from pathlib import Path
 from typing import Any
 
-from fedgen.plan import SECTIONS, TABLES, Plan, _toml, _wish
+from fedgen.plan import SECTIONS, TABLES, Plan, toml_of, wish_of
 
 PAGE = Path(__file__).parent / "plan.md"
 MARK = "<!-- from here on written by docs/keys.py -->\n"
@@ -17,8 +17,8 @@ MARK = "<!-- from here on written by docs/keys.py -->\n"
 def wish(hint: Any) -> str:
     """What a key takes, in words."""
     if typing.get_origin(hint) is typing.Literal:
-        return " or ".join(f"`{_toml(choice)}`" for choice in typing.get_args(hint))
-    return _wish(hint)
+        return " or ".join(f"`{toml_of(choice)}`" for choice in typing.get_args(hint))
+    return wish_of(hint)
 
 
 def table(part: type[Any]) -> list[str]:
@@ -29,7 +29,7 @@ def table(part: type[Any]) -> list[str]:
         return ["No keys.", ""]
     rows = [
         f"| `{spot.name}` | {wish(hints[spot.name])} | "
-        f"{'must be said' if spot.default is dataclasses.MISSING else f'`{_toml(spot.default)}`'} |"
+        f"{'must be said' if spot.default is dataclasses.MISSING else f'`{toml_of(spot.default)}`'} |"
         for spot in spots
     ]
     return ["| key | takes | default |", "|---|---|---|", *rows, ""]
@@ -39,7 +39,7 @@ def text() -> str:
     """Every section, every kind, every key."""
     hints = typing.get_type_hints(Plan, include_extras=True)
     top = [spot for spot in dataclasses.fields(Plan) if spot.name not in TABLES and spot.name not in SECTIONS]
-    rows = [f"| `{spot.name}` | {wish(hints[spot.name])} | `{_toml(spot.default)}` |" for spot in top]
+    rows = [f"| `{spot.name}` | {wish(hints[spot.name])} | `{toml_of(spot.default)}` |" for spot in top]
     lines = ["## The top of the file", "", "| key | takes | default |", "|---|---|---|", *rows, ""]
     for section in [*TABLES, *SECTIONS]:
         default = type(getattr(Plan(), section))

@@ -16,6 +16,7 @@ from fedgen import factors, lora
 from fedgen import plan as plans
 from fedgen.backbones import Backbone
 from fedgen.devices import fitted
+from fedgen.errors import PlanError
 from fedgen.groups import Rules
 from fedgen.methods import METHODS
 from fedgen.places.inprocess import asker
@@ -520,5 +521,5 @@ def test_the_order_of_arrival_leaves_no_trace(name: str) -> None:
 
 
 def test_a_method_that_counts_steps_wants_them_counted() -> None:
-    with pytest.raises(plans.PlanError, match="method 'Ditto': wanted steps"):
+    with pytest.raises(PlanError, match="method 'Ditto': wanted steps"):
         METHODS["ditto"].over(plans.read(BASE, ["training.steps=0"]))

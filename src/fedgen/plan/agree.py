@@ -1,0 +1,106 @@
+"""Parts that disagree are refused, with the reason."""
+
+from fedgen.aggregate import AGGREGATES, ANEW, FLAT, Average, takes
+from fedgen.backbones import Diffusion
+from fedgen.encode import Silent
+from fedgen.errors import PlanError
+from fedgen.exchange import Alone, Neighbours, Toward
+from fedgen.groups import Hierarchy
+from fedgen.outer import Plain
+from fedgen.personal import Added, Beside
+from fedgen.plan.parts import Plan, kind_of
+from fedgen.share import Halves
+
+
+def agree(plan: Plan) -> None:
+    """Refuse parts that disagree, with the reason."""
+    if not plan.name or "/" in plan.name or not plan.name.isprintable():
+        raise PlanError(f"name: wanted a name that a folder can have, came {plan.name!r}")
+    kind = kind_of("aggregate", plan.aggregate)
+    if isinstance(plan.aggregate, ANEW) and plan.outer != Plain():
+        raise PlanError(
+            f"aggregate and outer disagree: '{kind}' is factored anew each round, so there is no straight way from the "
+            "old factors to the new; use outer.kind = 'plain' with lr = 1, or aggregate.kind = 'average'"
+        )
+    if isinstance(plan.aggregate, FLAT) and plan.cluster.evidence != "none":
+        raise PlanError(
+            f"aggregate and cluster disagree: updates of '{kind}' begin at the one adapter of all, so the adapters of "
+            "clusters have no mean by it; use cluster.kind = 'none', or aggregate.kind = 'exact'"
+        )
+    if plan.training.momentum and plan.training.optimizer != "sgd":
+        raise PlanError("training.momentum: AdamW has its own; set training.optimizer = 'sgd', or momentum = 0")
+    if plan.quality.features in ("resnet", "inception") and not plan.quality.weights:
+        raise PlanError(f"quality.weights: {plan.quality.features} wants the file of its weights, came none")
+    if plan.quality.pictures and not isinstance(plan.backbone, Diffusion):
+        raise PlanError("quality.pictures: only a backbone of kind 'diffusion' draws any; set it to 0")
+
+    _agree_on_clusters(plan)
+    _agree_on_share(plan)
+    if plan.adapter.of == "weights":
+        _agree_on_weights(plan)
+
+
+def _agree_on_share(plan: Plan) -> None:
+    share, aggregate = plan.share, kind_of("aggregate", plan.aggregate)
+    if not takes(type(plan.aggregate), share.sends):
+        kind, others = kind_of("share", share), [name for name, rule in AGGREGATES.items() if takes(rule, share.sends)]
+        raise PlanError(
+            f"share and aggregate: what share.kind = '{kind}' sends so is not for aggregate.kind = '{aggregate}'; "
+            f"choose {' or '.join(others)}"
+        )
+    if not isinstance(share, Halves) and plan.outer != Plain():
+        raise PlanError("share and outer: what is sent is no whole adapter; use outer.kind = 'plain' with lr = 1")
+    if share != Halves() and plan.cluster.evidence != "none":
+        raise PlanError("share and cluster: clusters exchange whole adapters; let share.kind = 'halves' send both")
+    if share.keep and plan.personal.each_round:
+        raise PlanError("share.keep and personal: both keep an own adapter; use personal.kind = 'finetune' or 'none'")
+    if plan.adapter.ranks:
+        _agree_on_ranks(plan, aggregate)
+
+
+def _agree_on_ranks(plan: Plan, aggregate: str) -> None:
+    if not all(1 <= rank <= plan.adapter.rank for rank in plan.adapter.ranks):
+        odd = next(rank for rank in plan.adapter.ranks if not 1 <= rank <= plan.adapter.rank)
+        raise PlanError(f"adapter.ranks: wanted ranks from 1 to adapter.rank = {plan.adapter.rank}, came {odd}")
+    if aggregate not in ("exact", "padded", "stack") or plan.cluster.evidence != "none":
+        wish = "aggregate.kind = 'exact', 'padded' or 'stack', and no clusters"
+        raise PlanError(f"adapter.ranks: several ranks want {wish}")
+
+
+def _agree_on_clusters(plan: Plan) -> None:
+    evidence, hierarchy, rule = plan.cluster.evidence, plan.hierarchy, plan.exchange
+    if evidence == "profiles" and isinstance(plan.encode, Silent):
+        raise PlanError("cluster: goes by profiles, and encode.kind = 'none' makes none; choose 'ngrams' or another")
+    if evidence == "none" and (plan.exchange != Alone() or hierarchy != Hierarchy()):
+        what = "hierarchy" if plan.exchange == Alone() else "exchange"
+        raise PlanError(f"{what}: is for clusters, and cluster.kind = 'none' makes none; choose another cluster.kind")
+    takes = (rule.of, rule.on) if isinstance(rule, Neighbours | Toward) else ("", "")
+    if takes[1] == "products" and not isinstance(plan.outer, Plain):
+        raise PlanError("exchange and outer: products are factored anew, which an outer step with memory cannot follow")
+    if takes == ("steps", "factors") and isinstance(plan.aggregate, ANEW):
+        raise PlanError(
+            "exchange and aggregate: exact products are factored anew, so factors take no steps; use products"
+        )
+    if isinstance(plan.personal, Added) and plan.personal.whole and evidence == "none":
+        raise PlanError("personal.whole: without clusters the global adapter is all there is below; set it to 0")
+    if hierarchy.every and evidence not in ("profiles", "adapters"):
+        raise PlanError(f"hierarchy.every: nothing is formed anew by {evidence}; set it to 0")
+
+
+def _agree_on_weights(plan: Plan) -> None:
+    on_pairs = {
+        "aggregate": not isinstance(plan.aggregate, Average),
+        "exchange": plan.exchange != Alone(),
+        "cluster": plan.cluster.evidence == "adapters",
+        "hierarchy.merge": plan.hierarchy.merge > 0,
+        "hierarchy.split": plan.hierarchy.split != 0,
+        "personal": isinstance(plan.personal, Added | Beside),
+        "share": plan.share != Halves(),
+        "adapter.ranks": bool(plan.adapter.ranks),
+        "training.dropout": plan.training.dropout > 0,
+    }
+    if found := [name for name, wants_pairs in on_pairs.items() if wants_pairs]:
+        raise PlanError(
+            f"adapter.of and {found[0]}: as set, {found[0]} works on pairs of factors, and 'weights' has none; "
+            f"leave {found[0]} at its default, or set adapter.of = 'pairs'"
+        )

@@ -1,0 +1,138 @@
+"""What a plan is: its sections, and the parts that each can name."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Annotated, Any, Literal
+
+from torch import nn
+
+from fedgen.aggregate import AGGREGATES, Aggregate, Average, widest
+from fedgen.backbones import BACKBONES, Language, Model
+from fedgen.bank import Bank
+from fedgen.client import Training
+from fedgen.cluster import CLUSTERS, Clustering, Nothing
+from fedgen.cohort import COHORTS, Cohort, Uniform
+from fedgen.data import PARTITIONS, SOURCES, ByField, Deal, Partition, Source, Stdlib
+from fedgen.encode import ENCODERS, Encoder, Profile, Silent
+from fedgen.exchange import EXCHANGES, Alone, Exchange
+from fedgen.groups import Hierarchy
+from fedgen.outer import OUTERS, Outer, Plain
+from fedgen.personal import PERSONALS, FineTune, Personal
+from fedgen.records import Range
+from fedgen.share import SHARES, Halves, Share
+from fedgen.weights import AnyBank, Weights
+
+
+@dataclass(frozen=True)
+class Adapter:
+    """The federated adapter: pairs of factors of this rank on the layers named (none: the backbone's own choice).
+
+    Devices that carry less have `ranks` of their own, dealt out in turn by name; an adapter is cut to them.
+
+    `of = "weights"` is the full model instead: every weight is trained and sent, as its change from the backbone, which
+    `training.decay` pulls to zero; it has no rank, and no layers to name.
+    """
+
+    rank: Annotated[int, Range(1)] = 4
+    targets: tuple[str, ...] = ()
+    ranks: tuple[int, ...] = ()
+    of: Literal["pairs", "weights"] = "pairs"
+
+    def bank(self, network: nn.Module, rank: int) -> AnyBank:
+        """The bank of such adapters on a network, the widest of this rank."""
+        return Weights(network) if self.of == "weights" else Bank(network, self.targets, rank)
+
+
+@dataclass(frozen=True)
+class Measure:
+    """What is measured: validation rows of `clients` every so many rounds (0: never), `rows` at most each (0: all).
+
+    `keep` is after how many rounds the shared adapters are kept as bundles CLUSTER@round-N (0: only the last ones).
+    """
+
+    every: Annotated[int, Range(0)] = 1
+    clients: Annotated[int, Range(1)] = 16
+    rows: Annotated[int, Range(0)] = 0
+    keep: Annotated[int, Range(0)] = 0
+
+
+@dataclass(frozen=True)
+class Quality:
+    """What is drawn once the rounds of images are over: `pictures` by each adapter of `clients` clients (0: none).
+
+    Each takes `steps` of denoising, with `guidance` towards its prompt. Distances are measured on the `features` of a
+    network, whose `weights` are a file; prompts are held against pictures by the CLIP folder `clip`.
+    """
+
+    pictures: Annotated[int, Range(0)] = 0
+    clients: Annotated[int, Range(1)] = 8
+    steps: Annotated[int, Range(1)] = 20
+    guidance: Annotated[float, Range(0)] = 2.0
+    features: Literal["none", "judge", "resnet", "inception"] = "none"
+    weights: str = ""
+    clip: str = ""
+
+
+@dataclass(frozen=True)
+class Plan:
+    """Everything a run depends on: one part a section."""
+
+    name: str = "run"
+    seed: Annotated[int, Range(0)] = 0
+    rounds: Annotated[int, Range(1)] = 10
+    place: Literal["inprocess"] = "inprocess"
+    backbone: Model = field(default_factory=Language)
+    adapter: Adapter = field(default_factory=Adapter)
+    data: Source = field(default_factory=Stdlib)
+    partition: Partition = field(default_factory=ByField)
+    deal: Deal = field(default_factory=Deal)
+    training: Training = field(default_factory=Training)
+    encode: Encoder = field(default_factory=Silent)
+    profile: Profile = field(default_factory=Profile)
+    cluster: Clustering = field(default_factory=Nothing)
+    hierarchy: Hierarchy = field(default_factory=Hierarchy)
+    exchange: Exchange = field(default_factory=Alone)
+    cohort: Cohort = field(default_factory=Uniform)
+    share: Share = field(default_factory=Halves)
+    aggregate: Aggregate = field(default_factory=Average)
+    outer: Outer = field(default_factory=Plain)
+    personal: Personal = field(default_factory=FineTune)
+    evaluate: Measure = field(default_factory=Measure)
+    quality: Quality = field(default_factory=Quality)
+
+    @property
+    def width(self) -> int:
+        """The widest rank that training or serving takes."""
+        rank = self.adapter.rank
+        served, trained = self.share.ranks(widest(self.aggregate, rank), rank)
+        return max(trained, self.personal.rank(served))
+
+
+Table = Mapping[str, type[Any]]
+TABLES: dict[str, Table] = {
+    "backbone": BACKBONES,
+    "data": SOURCES,
+    "partition": PARTITIONS,
+    "encode": ENCODERS,
+    "cluster": CLUSTERS,
+    "exchange": EXCHANGES,
+    "cohort": COHORTS,
+    "share": SHARES,
+    "aggregate": AGGREGATES,
+    "outer": OUTERS,
+    "personal": PERSONALS,
+}
+SECTIONS: dict[str, type[Any]] = {
+    "adapter": Adapter,
+    "deal": Deal,
+    "training": Training,
+    "profile": Profile,
+    "hierarchy": Hierarchy,
+    "evaluate": Measure,
+    "quality": Quality,
+}
+
+
+def kind_of(section: str, part: object) -> str:
+    """The name under which a part stands in its table."""
+    return next(name for name, kind in TABLES[section].items() if type(part) is kind)
