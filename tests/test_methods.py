@@ -5,8 +5,10 @@ The model is y = (w + b a) x with one weight w and a pair (a, b). A client's row
 """
 
 import math
+import tempfile
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 
 import pytest
 import torch
@@ -18,6 +20,7 @@ from fedgen.backbones import Backbone
 from fedgen.devices import fitted
 from fedgen.errors import PlanError
 from fedgen.groups import Rules
+from fedgen.journal import load_checkpoint, save_checkpoint
 from fedgen.methods import METHODS
 from fedgen.places.inprocess import asker
 from fedgen.plan import Plan
@@ -132,7 +135,9 @@ def numbers(tree: Tree) -> Pair:
 Held = dict[str, tuple[float, float, int]]
 
 
-def played(name: str, rounds: int, steps: int = 1, *settings: str, data: Held = DATA, turned: bool = False) -> Played:
+def played(
+    name: str, rounds: int, steps: int = 1, *settings: str, data: Held = DATA, turned: bool = False, wide: bool = False
+) -> Played:
     """The method's own parts in the engine's own rounds; replies may come in the order turned round."""
     plan = plans.read(METHODS[name].over(plans.read(BASE, [f"training.steps={steps}"])), settings)
     toy: Backbone = Toy()
@@ -153,6 +158,8 @@ def played(name: str, rounds: int, steps: int = 1, *settings: str, data: Held = 
         yield from reversed(replies) if turned else replies
 
     start = pair_tree(*START) if plan.adapter.of == "pairs" else {"only.weight": torch.zeros(1, 1)}
+    if wide:  # a second rank, of which a little is there
+        start = {KEY_A: torch.tensor([[START[0]], [0.5]]), KEY_B: torch.tensor([[START[1], 0.25]])}
     state = State(0, {GLOBAL: start})
     for _ in range(rounds):
         state, _ = play(server, state, heard)
@@ -311,6 +318,25 @@ def test_hetlora_weighs_by_the_size_of_the_product() -> None:
     sizes = {name: abs(a * b) for name, (a, b) in ends.items()}
     a, b = (sum(sizes[name] * ends[name][at] for name in DATA) / sum(sizes.values()) for at in (0, 1))
     assert near(numbers(played("hetlora", 1).state.adapters[GLOBAL]), (a, b))
+
+
+def test_hetlora_prunes_what_training_presses() -> None:
+    """The second of two ranks is pressed hard; whoever has given it up is offered one rank from then on."""
+    found = played("hetlora", 2, 2, "adapter.rank=2", "adapter.ranks=[2]", "training.press=3.0", wide=True)
+    assert dict(found.state.ranks) == {"ann": 1, "bob": 1}
+    assert [lora.rank(update.adapter) for update in found.sent] == [1, 1, 1, 1]
+    assert load_checkpoint_of(found.state).ranks == found.state.ranks
+    free = played("hetlora", 1, 2, "adapter.rank=2", "adapter.ranks=[2]", "training.press=0.0", wide=True)
+    assert [lora.rank(update.adapter) for update in free.sent] != [1, 1]  # nothing presses: at least one keeps both
+
+
+def load_checkpoint_of(state: State) -> State:
+    """The state as it comes back from disk."""
+    with tempfile.TemporaryDirectory() as folder:
+        save_checkpoint(Path(folder) / "state", state)
+        found = load_checkpoint(Path(folder) / "state")
+    assert found is not None
+    return found
 
 
 def test_ffa_trains_and_sends_b_alone() -> None:

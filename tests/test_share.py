@@ -6,10 +6,11 @@ import pytest
 import torch
 from torch import nn
 
-from fedgen import lora, tree
+from fedgen import factors, lora, tree
 from fedgen.bank import Bank
 from fedgen.chart import Square as Chart
 from fedgen.chart import Whole
+from fedgen.client import pressing
 from fedgen.errors import PlanError, TreeError
 from fedgen.records import GLOBAL, Offer, Tree
 from fedgen.share import SHARES, Halves, Increment, Share, Square, Top, stacked
@@ -155,6 +156,27 @@ def test_to_keep_something_something_must_stay() -> None:
     assert replace(Halves("b"), keep=True).keep
     with pytest.raises(PlanError, match="half: 'none' leaves nothing to train"):
         Halves("none")
+
+
+def test_who_presses_the_last_half_of_the_ranks_gives_it_up() -> None:
+    share, now = Halves(prune=True), adapter(0, 4)
+    front, back = factors.split(now, 2)
+    longer = lora.product_sum([(1.0, front), (1.1, back)])
+    shorter = lora.product_sum([(1.0, tree.scale(front, 2.0)), (0.9, back)])
+    kept, pruned = (share.sent(own, replace(offer(now), rank=4)) for own in (longer, shorter))
+    assert all(torch.equal(kept[key], longer[key]) for key in longer)
+    wanted = factors.head(shorter, 2)
+    assert all(torch.equal(pruned[key], wanted[key]) for key in pruned)
+
+
+def test_pressing_is_the_slope_of_the_lengths_product() -> None:
+    draw = torch.Generator().manual_seed(1)
+    lines = torch.randn(3, 9, generator=draw).double().requires_grad_()
+    tail_a, tail_b = torch.zeros(3, 9), torch.zeros(3, 9)
+    tail_a[:, 1:3], tail_b[:, 6:9] = 1, 1
+    loss = (lines * tail_a).norm(dim=1) * (lines * tail_b).norm(dim=1)
+    (wanted,) = torch.autograd.grad(loss.sum(), lines)
+    assert torch.allclose(pressing(lines.detach(), tail_a, tail_b), wanted)
 
 
 def test_a_chart_of_everything_is_no_chart() -> None:

@@ -14,6 +14,7 @@ from typing import Annotated, Literal
 import torch
 from torch import Tensor
 
+from fedgen import factors, lora, tree
 from fedgen.backbones import Backbone
 from fedgen.chart import Chart, chart_of
 from fedgen.data.deal import count, join, take
@@ -34,7 +35,8 @@ class Training:
 
     With `ahead`, the gradient is taken where a step of that rate on the first half of the batch would lead, on the
     other half (Per-FedAvg). With `follow`, what was offered goes after the adapter: so large a share of the way, every
-    `inner` steps; it is what is sent (pFedMe).
+    `inner` steps; it is what is sent (pFedMe). With `press`, so many times |A| |B| of the last half of the ranks is
+    added to the loss, which presses them to nothing (HetLoRA).
     """
 
     optimizer: Literal["adamw", "sgd"] = "adamw"
@@ -53,6 +55,7 @@ class Training:
     ahead: Annotated[float, Range(0)] = 0.0
     follow: Annotated[float, Range(0, 1)] = 0.0
     inner: Annotated[int, Range(1)] = 1
+    press: Annotated[float, Range(0)] = 0.0
 
 
 @dataclass(frozen=True)
@@ -192,7 +195,7 @@ def train(training: Training, backbone: Backbone, bank: AnyBank, jobs: Sequence[
     start = chart.down(_stacked(bank, [job.start.adapter for job in jobs]))
     anchor = chart.down(_stacked(bank, [job.start.anchor or job.start.adapter for job in jobs]))
     lines, stepper, free = start.clone(), Stepper(training, start), _free(bank, jobs)
-    passes = Passes(training, backbone, bank, jobs)
+    passes, tails = Passes(training, backbone, bank, jobs), _tails(bank, jobs) if training.press else None
     losses, terms = torch.zeros(len(jobs)), torch.zeros(len(jobs), dtype=torch.long)
     for at in range(int(steps.max())):
         n = int((steps > at).sum())
@@ -200,6 +203,8 @@ def train(training: Training, backbone: Backbone, bank: AnyBank, jobs: Sequence[
         slope, each, seen = (passes.ahead if training.ahead else passes.slope)(lines[:n], picks, chart)
         if training.proximal:
             slope = slope + training.proximal * (lines[:n] - anchor[:n])
+        if tails:
+            slope = slope + training.press * pressing(lines[:n], *(tail[:n] for tail in tails))
         if free is not None:
             slope = slope.where(free[:n], 0)
         stepper.step(lines, slope, at, steps.to(lines.device))
@@ -215,6 +220,32 @@ def train(training: Training, backbone: Backbone, bank: AnyBank, jobs: Sequence[
         Trained(job.name, _tree(bank, line, job), loss, int(own), int(seen), _tree(bank, to, job))
         for job, line, to, loss, own, seen in done
     ]
+
+
+def pressing(lines: Tensor, tail_a: Tensor, tail_b: Tensor) -> Tensor:
+    """The slope of |A| |B| of what two masks pick of each line."""
+    a, b = lines * tail_a, lines * tail_b
+    long_a, long_b = a.norm(dim=1, keepdim=True), b.norm(dim=1, keepdim=True)
+    return a * (long_b / long_a.clamp(min=EPSILON)) + b * (long_a / long_b.clamp(min=EPSILON))
+
+
+def _tails(bank: AnyBank, jobs: Sequence[Job]) -> tuple[Tensor, Tensor]:
+    """Where A and where B of the last half of each job's ranks lie in its line."""
+    found = []
+    for end in (lora.A_END, lora.B_END):
+        marks = [_marked(job.start.adapter, end) for job in jobs]
+        found.append(_stacked(bank, marks))
+    return found[0], found[1]
+
+
+def _marked(adapter: Tree, end: str) -> Tree:
+    """Ones in the last half of the ranks of the factors with this end, and zeros elsewhere."""
+    last = lora.rank(adapter) // 2
+    if not last:
+        return tree.zeros(adapter)
+    front, back = factors.split(adapter, last)
+    ones = {key: torch.full_like(half, key.endswith(end)) for key, half in back.items()}
+    return lora.product_sum([(1.0, tree.zeros(front)), (1.0, ones)])
 
 
 def _stacked(bank: AnyBank, trees: Sequence[Tree]) -> Tensor:

@@ -66,7 +66,8 @@ def offers(
     for name in names:
         cluster = state.cluster(name)
         others = {other: adapter for other, adapter in (beside or {}).items() if other != cluster}
-        yield Offer(turn, name, cluster, {} if use == "encode" else state.adapters[cluster], use, others)
+        adapter = {} if use == "encode" else state.adapters[cluster]
+        yield Offer(turn, name, cluster, adapter, use, others, state.ranks.get(name, 0))
 
 
 def choice(rules: Rules, state: State, use: Use) -> dict[str, Tree]:

@@ -71,7 +71,8 @@ def save_checkpoint(path: Path, state: State) -> None:
         for key, value in adapter.items()
     }
     flat |= {f"profiles|{client}|": profile for client, profile in state.profiles.items()}
-    write_whole(path, tree.pack(flat, {"state": json.dumps({"round": state.round, "where": dict(state.where)})}))
+    said = {"round": state.round, "where": dict(state.where), "ranks": dict(state.ranks)}
+    write_whole(path, tree.pack(flat, {"state": json.dumps(said)}))
 
 
 def load_checkpoint(path: Path) -> State | None:
@@ -100,7 +101,7 @@ def _state(flat: Tree, notes: Mapping[str, str]) -> State:
         raise ValueError("no adapters")
     said = json.loads(notes["state"])
     profiles = {client: found[""] for client, found in parts["profiles"].items()}
-    return State(said["round"], parts["adapters"], parts["memory"], said["where"], profiles)
+    return State(said["round"], parts["adapters"], parts["memory"], said["where"], profiles, said.get("ranks", {}))
 
 
 @contextmanager

@@ -115,9 +115,16 @@ METHODS: dict[str, Method] = {
     "hetlora": Method(
         "HetLoRA",
         "adapters",
-        ("aggregate.kind=padded", "aggregate.weight=norm", "adapter.ranks={ranks}", "personal.kind=none"),
+        (
+            "aggregate.kind=padded",
+            "aggregate.weight=norm",
+            "adapter.ranks={ranks}",
+            "share.prune=true",
+            "training.press=0.01",
+            "personal.kind=none",
+        ),
         "Cho et al. 2024, arXiv 2401.06432",
-        "ranks stay as they are: no self-pruning",
+        "a client prunes the last half of its ranks, or none",
     ),
     "ffa": Method(
         "FFA-LoRA",

@@ -110,7 +110,8 @@ class State:
     """All that the server carries from round to round.
 
     The global adapter and one a cluster, the outer step's memory of each, which cluster a client is in, and the
-    profiles by which it came there. A client in no cluster is offered the global adapter; in a flat run every one is.
+    profiles by which it came there; and the ranks of clients that have pruned theirs. A client in no cluster is offered
+    the global adapter; in a flat run every one is.
     """
 
     round: int
@@ -118,6 +119,7 @@ class State:
     memory: Mapping[str, Tree] = field(default_factory=dict)
     where: Mapping[str, str] = field(default_factory=dict)
     profiles: Mapping[str, Tensor] = field(default_factory=dict)
+    ranks: Mapping[str, int] = field(default_factory=dict)
 
     def cluster(self, client: str) -> str:
         """The cluster whose adapter a client is offered."""

@@ -8,7 +8,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from fedgen import tree
+from fedgen import lora, tree
 from fedgen.aggregate import ANEW, Aggregate, Fold
 from fedgen.cohort import Cohort
 from fedgen.errors import ClientError
@@ -44,6 +44,7 @@ class _Tally:
         self.updates: list[Update] = []  # kept only where a rule looks at single ones
         self.moved: dict[str, str] = {}
         self.losses: dict[str, list[float]] = {}
+        self.ranks: dict[str, int] = {}  # of those who prune theirs
         self.failures: list[Failure] = []
         self.terms = self.up = self.down = 0
 
@@ -59,6 +60,8 @@ class _Tally:
             now, server = self.state.adapters[reply.cluster], self.server
             self.likes[reply.cluster] = server.share.like(now, self.state.round + 1, server.rank)
             self.folds[reply.cluster] = server.aggregate.fold(self.likes[reply.cluster])
+        if self.server.share.prune:
+            self.ranks[reply.client] = lora.rank(reply.adapter)
         whole = self.server.share.read(reply.adapter, self.likes[reply.cluster], self.state.round + 1)
         self.folds[reply.cluster].add(dataclasses.replace(reply, adapter=whole))
         self.weights[reply.cluster] = self.weights.get(reply.cluster, 0.0) + reply.examples
@@ -124,7 +127,8 @@ def _stepped(server: Server, state: State, tally: _Tally) -> State:
         adapters[cluster] = stepped if anew else server.share.land(now, stepped, state.round + 1)
     moved = {name: cluster for name, cluster in tally.moved.items() if cluster != GLOBAL}
     where = {**state.where, **moved} if moved else state.where
-    return dataclasses.replace(state, round=state.round + 1, adapters=adapters, memory=memory, where=where)
+    ranks = {**state.ranks, **tally.ranks}
+    return dataclasses.replace(state, round=state.round + 1, adapters=adapters, memory=memory, where=where, ranks=ranks)
 
 
 def _together(server: Server, state: State, before: State, tally: _Tally) -> tuple[State, dict[str, Any]]:

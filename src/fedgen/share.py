@@ -26,6 +26,10 @@ class Share(Protocol):
         """Whether a part of what is trained stays with its client."""
 
     @property
+    def prune(self) -> bool:
+        """Whether clients give up ranks that they do not need."""
+
+    @property
     def sends(self) -> Sends:
         """What the server has of a client, once it has made that complete."""
 
@@ -63,12 +67,14 @@ class Halves:
     """Both factors of each pair travel, or one `half` of it: A, B, or B and A in turns; none at all is local training.
 
     The rest is frozen, or with `keep` trained too and kept by the client as its own; so are the pairs of a share
-    `last` of the adapted layers.
+    `last` of the adapted layers. With `prune`, a client gives up the last half of its ranks once that gets shorter in
+    training, to which `training.press` leads (HetLoRA).
     """
 
     half: Literal["both", "a", "b", "turns", "none"] = "both"
     keep: bool = False
     last: Annotated[float, Range(0, 1)] = 0.0
+    prune: bool = False
 
     def __post_init__(self) -> None:
         if self.half == "none" and not self.keep:
@@ -82,6 +88,8 @@ class Halves:
     @property
     def sends(self) -> Sends:
         """The whole, B under one A of all, or any other part."""
+        if self.prune:
+            return "narrowing" if self == Halves(prune=True) else "part"
         return "whole" if self == Halves() else "b" if self == Halves("b") else "part"
 
     def ranks(self, widest: int, rank: int) -> tuple[int, int]:
@@ -103,7 +111,8 @@ class Halves:
     def sent(self, trained: Tree, offer: Offer) -> Tree:
         """What does not stay."""
         stays = self._stays(trained, offer.round)
-        return {key: value for key, value in trained.items() if key not in stays}
+        found = _pruned(trained, offer.adapter) if self.prune else trained
+        return {key: value for key, value in found.items() if key not in stays}
 
     def like(self, now: Tree, turn: int, rank: int) -> Tree:
         """The server's adapter."""
@@ -123,6 +132,21 @@ class Halves:
         half = ("a", "b")[turn % 2] if self.half == "turns" else self.half
         rest = {"both": (), "a": (lora.B_END,), "b": (lora.A_END,), "none": ("",)}[half]
         return _last(like, self.last) | {key for key in like if key.endswith(rest)}
+
+
+def _pruned(trained: Tree, offered: Tree) -> Tree:
+    """The first half of the ranks, if the last half is shorter than it was offered; else all."""
+    last = lora.rank(trained) // 2
+    if not last:
+        return trained
+    before, after = (_length(factors.split(adapter, last)[1]) for adapter in (offered, trained))
+    return factors.head(trained, lora.rank(trained) - last) if after < before else trained
+
+
+def _length(adapter: Tree) -> float:
+    """The length of all A, times that of all B."""
+    a = {key: half for key, half in adapter.items() if key.endswith(lora.A_END)}
+    return tree.norm(a) * tree.norm({key: half for key, half in adapter.items() if key not in a})
 
 
 def _complete(sent: Tree, like: Tree, stays: Set[str]) -> Tree:
@@ -153,6 +177,7 @@ class Increment:
     widest: Annotated[int, Range(1)] = 32
     seed: Annotated[int, Range(0)] = 0
     keep: ClassVar[bool] = False
+    prune: ClassVar[bool] = False
 
     @property
     def sends(self) -> Sends:
@@ -202,6 +227,7 @@ class Top:
     """The last ranks of the server's adapter are trained and travel; those below are frozen (`aggregate.residual`)."""
 
     keep: ClassVar[bool] = False
+    prune: ClassVar[bool] = False
     sends: ClassVar[Sends] = "top"
 
     def ranks(self, widest: int, rank: int) -> tuple[int, int]:
@@ -240,6 +266,7 @@ class Square:
 
     seed: Annotated[int, Range(0)] = 0
     keep: ClassVar[bool] = False
+    prune: ClassVar[bool] = False
     sends: ClassVar[Sends] = "part"
 
     def ranks(self, widest: int, rank: int) -> tuple[int, int]:

@@ -34,14 +34,21 @@ AGGREGATES = {
     "residual": Residual,
     "stack": Stack,
 }
-Sends = Literal["whole", "part", "b", "increment", "top"]
+Sends = Literal["whole", "narrowing", "part", "b", "increment", "top"]
 ANEW = (Exact, Turned, Residual, Stack)  # products in new factors each round, to which no factor has a straight way
 FLAT = (Turned, Residual, Stack)  # their updates begin at one adapter of all, so the adapters of clusters are none
 
 
 def takes(rule: type[Any], sends: Sends) -> bool:
     """Whether a rule can take what clients send: whole adapters, unless it is one of a few."""
-    own = {Average: {"whole", "part", "b"}, Turned: {"b"}, Residual: {"top"}, Stack: {"increment"}}
+    own = {
+        Average: {"whole", "part", "b"},
+        Exact: {"whole", "narrowing"},
+        Padded: {"whole", "narrowing"},
+        Turned: {"b"},
+        Residual: {"top"},
+        Stack: {"increment"},
+    }
     return sends in own.get(rule, {"whole"})
 
 

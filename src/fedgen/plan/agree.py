@@ -50,6 +50,8 @@ def _agree_on_share(plan: Plan) -> None:
         )
     if not isinstance(share, Halves) and plan.outer != Plain():
         raise PlanError("share and outer: what is sent is no whole adapter; use outer.kind = 'plain' with lr = 1")
+    if plan.training.press and not share.prune:
+        raise PlanError("training.press: presses ranks that clients give up; set share.prune = true")
     if share != Halves() and plan.cluster.evidence != "none":
         raise PlanError("share and cluster: clusters exchange whole adapters; let share.kind = 'halves' send both")
     if share.keep and plan.personal.each_round:
@@ -98,6 +100,7 @@ def _agree_on_weights(plan: Plan) -> None:
         "share": plan.share != Halves(),
         "adapter.ranks": bool(plan.adapter.ranks),
         "training.dropout": plan.training.dropout > 0,
+        "training.press": plan.training.press > 0,
     }
     if found := [name for name, wants_pairs in on_pairs.items() if wants_pairs]:
         raise PlanError(
