@@ -124,7 +124,7 @@ def _spread(result: Result, values: Iterable[float | None]) -> str:
 def _helped(runs: Sequence[Run]) -> str:
     """The share of clients that a personal step took below the shared adapter, over all seeds."""
     falls = [fall for run in runs for fall in gains(run)]
-    return percent(sum(fall > 0 for fall in falls) / len(falls)) if falls else ABSENT
+    return percent(sum(fall > 0 for fall in falls) / len(falls)) if any(falls) else ABSENT  # else no step was taken
 
 
 def _message(run: Run) -> str:
