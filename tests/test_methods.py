@@ -139,7 +139,7 @@ def played(
     name: str, rounds: int, steps: int = 1, *settings: str, data: Held = DATA, turned: bool = False, wide: bool = False
 ) -> Played:
     """The method's own parts in the engine's own rounds; replies may come in the order turned round."""
-    plan = plans.read(METHODS[name].over(plans.read(BASE, [f"training.steps={steps}"])), settings)
+    plan = plans.read(METHODS[name].over(plans.read(BASE, [f"training.steps={steps}"])), ["adapter.rank=1", *settings])
     toy: Backbone = Toy()
     held = {name: Client(name, *([rows_of(*own)] * 3), ("a", "b")) for name, own in data.items()}  # type: ignore[arg-type]
     bank = plan.adapter.bank(toy.network, plan.width)
@@ -207,7 +207,7 @@ def test_local_only_sends_nothing_and_goes_on_from_its_own() -> None:
     found = played("local", 2)
     for name in DATA:
         first = step(name, *START)
-        assert near(numbers(found.own(name)), step(name, *first))
+        assert near(numbers(found.own(name)), step(name, *step(name, *first)))  # and the personal step at the end
     assert numbers(found.state.adapters[GLOBAL]) == START
     assert all(not update.adapter for update in found.sent)
 
@@ -466,6 +466,16 @@ def test_perfedavg_takes_the_slope_where_a_step_would_lead() -> None:
     assert near(numbers(found.own("bob")), step("bob", *apart(ends)))
 
 
+def test_what_is_frozen_stays_where_it_is_in_a_look_ahead_too() -> None:
+    ends = {}
+    for name in DATA:
+        a, b = START
+        ahead = b - 0.05 * slope(name, WEIGHT + a * b) * a
+        ends[name] = (a, b - RATE * slope(name, WEIGHT + a * ahead) * a)
+    found = played("ffa", 1, 1, "training.ahead=0.05")
+    assert near(numbers(found.state.adapters[GLOBAL]), apart(ends))
+
+
 @pytest.mark.parametrize(("name", "part"), [("apfl", 0.5), ("dual", 1.0)])
 def test_an_own_adapter_beside_the_shared_one(name: str, part: float) -> None:
     found, now, own = played(name, 2, 2), START, {}
@@ -478,9 +488,8 @@ def test_an_own_adapter_beside_the_shared_one(name: str, part: float) -> None:
             own[client] = step(client, *own[client], under=part * now[0] * now[1])
         now = apart(steps(*now))
     for client in DATA:
-        whole = found.own(client)
-        _, top = factors.split(whole, 1)
-        assert near(product(top), own[client][0] * own[client][1])
+        mixed = part * now[0] * now[1] + own[client][0] * own[client][1]  # on the shared one as it is now
+        assert near(product(found.own(client)), mixed)
 
 
 def drawn(found: Played, client: str) -> float:
@@ -511,17 +520,21 @@ HERE = [name for name in METHODS if name not in ("central", "clustered")]  # the
 
 
 @pytest.mark.parametrize("name", METHODS)
-def test_a_method_is_a_plan_that_is_in_order(name: str) -> None:
+def test_a_method_is_a_plan_that_can_be_written_and_read(name: str, tmp_path: Path) -> None:
     plan = METHODS[name].over(BASE)
-    assert plans.read(plans.write(plan).encode() and plan) == plan
+    (tmp_path / "plan.toml").write_text(plans.write(plan), "utf-8")
+    assert plans.read(tmp_path / "plan.toml") == plan
     assert METHODS[name].title
 
 
 @pytest.mark.parametrize("name", [name for name in HERE if not name.endswith("full")])
 def test_no_message_but_those_of_the_rule_leaves_a_client(name: str) -> None:
-    found = played(name, 2, 2)
+    found, halves = played(name, 2, 2), {"a": {KEY_A}, "b": {KEY_B}, "none": set(), "square": {KEY_B}}
+    share = found.plan.share
+    half = "square" if name == "fedsb" else getattr(share, "half", "both")
     for update in found.sent:
-        assert set(update.adapter) <= {KEY_A, KEY_B}
+        turns = {KEY_B} if update.round % 2 else {KEY_A}
+        assert set(update.adapter) == (turns if half == "turns" else halves.get(half, {KEY_A, KEY_B}))
         assert set(update.metrics) == {"loss", "steps", "terms"}
         assert update.profile is None
 

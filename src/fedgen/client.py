@@ -176,13 +176,14 @@ class Passes:
         (slope,) = torch.autograd.grad(each.sum(), leaf)
         return slope, each.detach(), counts.sum(1)
 
-    def ahead(self, lines: Tensor, picks: Tensor, chart: Chart) -> tuple[Tensor, Tensor, Tensor]:
+    def ahead(self, lines: Tensor, picks: Tensor, chart: Chart, free: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
         """The same, where a step on half of each batch leads, and on its other half, if any (first-order MAML)."""
         first, second = picks[:, ::2], picks[:, 1::2]
         second = second.where((second >= 0).any(1, keepdim=True), first[:, : second.shape[1]])
         second = second if second.shape[1] else first
         slope, each, terms = self.slope(lines, first, chart)
-        slope, _, more = self.slope(lines - self.training.ahead * slope, second, chart)
+        step = slope if free is None else slope.where(free, 0)
+        slope, _, more = self.slope(lines - self.training.ahead * step, second, chart)
         return slope, each, terms + more
 
 
@@ -200,7 +201,10 @@ def train(training: Training, backbone: Backbone, bank: AnyBank, jobs: Sequence[
     for at in range(int(steps.max())):
         n = int((steps > at).sum())
         picks = torch.stack([plans[job.name][at] for job in jobs[:n]])
-        slope, each, seen = (passes.ahead if training.ahead else passes.slope)(lines[:n], picks, chart)
+        if training.ahead:
+            slope, each, seen = passes.ahead(lines[:n], picks, chart, None if free is None else free[:n])
+        else:
+            slope, each, seen = passes.slope(lines[:n], picks, chart)
         if training.proximal:
             slope = slope + training.proximal * (lines[:n] - anchor[:n])
         if tails:

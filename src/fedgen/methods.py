@@ -44,10 +44,10 @@ METHODS: dict[str, Method] = {
     "local": Method(
         "local only",
         "bounds",
-        ("share.kind=halves", "share.half=none", "share.keep=true", "personal.kind=none"),
+        ("share.kind=halves", "share.half=none", "share.keep=true", "personal.kind=finetune"),
     ),
     "central": Method(
-        "all data in one place",
+        "an adapter on all data in one place",
         "bounds",
         ("deal.pooled=true", "cohort.kind=uniform", "cohort.count=1", "training.steps={all}", "personal.kind=none"),
         departs="with the steps of a whole cohort; its optimizer begins anew each round, as a client's does",
@@ -70,6 +70,40 @@ METHODS: dict[str, Method] = {
         "full",
         ("adapter.of=weights", "outer.kind=adam", "outer.lr=0.001", "personal.kind=none"),
         "Reddi et al. 2021, arXiv 2003.00295",
+    ),
+    "ditto-full": Method(
+        "Ditto, full model",
+        "full",
+        (
+            "adapter.of=weights",
+            "personal.kind=keep",
+            "personal.pull=0.1",
+            "training.steps={half}",
+            "personal.steps={half}",
+        ),
+        "Li et al. 2021, arXiv 2012.04221",
+        "half of a turn's steps are the own model's",
+    ),
+    "pfedme-full": Method(
+        "pFedMe, full model",
+        "full",
+        (
+            "adapter.of=weights",
+            "training.proximal=1.0",
+            "training.follow=0.5",
+            "training.inner=2",
+            "personal.kind=finetune",
+            "personal.pull=1.0",
+        ),
+        "Dinh et al. 2020, arXiv 2006.08848",
+        "each inner step takes a batch of its own",
+    ),
+    "perfedavg-full": Method(
+        "Per-FedAvg, full model",
+        "full",
+        ("adapter.of=weights", "training.ahead=0.01", "personal.kind=finetune"),
+        "Fallah et al. 2020, arXiv 2002.07948",
+        "first order; the two halves of one batch take the place of two batches",
     ),
     # ---- adapters, one for all
     "fedit": Method(
@@ -161,9 +195,9 @@ METHODS: dict[str, Method] = {
     "fedsb": Method(
         "Fed-SB",
         "adapters",
-        ("share.kind=square", "personal.kind=none"),
+        ("share.kind=square", "adapter.rank=32", "personal.kind=none"),
         "Singhal et al. 2025, arXiv 2502.15436",
-        "the outer frames are drawn from a public seed, where the paper takes them from a first full gradient",
+        "rank 32; the frames are drawn from a public seed, where the paper takes them from a first full gradient",
     ),
     # ---- one for each
     "fedsa": Method(
@@ -264,7 +298,7 @@ METHODS: dict[str, Method] = {
         "stack",
         "own",
         ("share.kind=increment", "aggregate.kind=stack", "personal.kind=finetune"),
-        departs="as FLoRA, with the global adapter held to a rank",
+        departs="as FLoRA, with the global adapter held to rank 32, all of which a personal step moves",
     ),
     "seeded": Method(
         "seeded",

@@ -25,6 +25,9 @@ class Personal(Protocol):
     def begin(self, own: Tree | None, offer: Offer, fresh: Fresh) -> Start | None:
         """What the own adapter's training starts from; None if there is no own adapter."""
 
+    def meet(self, own: Tree, offer: Offer) -> Tree:
+        """The own adapter that was kept, on what is offered now."""
+
     def training(self, training: Training) -> Training:
         """How the own adapter is trained."""
 
@@ -42,6 +45,10 @@ class Nothing:
     def begin(self, own: Tree | None, offer: Offer, fresh: Fresh) -> Start | None:
         """Nothing begins."""
         return None
+
+    def meet(self, own: Tree, offer: Offer) -> Tree:
+        """As it was kept."""
+        return own
 
     def training(self, training: Training) -> Training:
         """As the plan says; it is not used."""
@@ -69,6 +76,10 @@ class FineTune:
         """From the shared adapter, always anew."""
         return Start(offer.adapter)
 
+    def meet(self, own: Tree, offer: Offer) -> Tree:
+        """As it was kept."""
+        return own
+
     def training(self, training: Training) -> Training:
         """The client's training with its own length and rate."""
         return alone(training, self)
@@ -94,6 +105,10 @@ class Keep:
     def begin(self, own: Tree | None, offer: Offer, fresh: Fresh) -> Start | None:
         """From where it was; the first time from the shared adapter."""
         return Start(own or offer.adapter, anchor=offer.adapter)
+
+    def meet(self, own: Tree, offer: Offer) -> Tree:
+        """As it was kept."""
+        return own
 
     def training(self, training: Training) -> Training:
         """The client's training with its own length and rate."""
@@ -125,6 +140,10 @@ class Added:
         if self.whole and offer.cluster != GLOBAL and GLOBAL in offer.beside:
             below = [(1 - self.whole, offer.adapter), (self.whole, offer.beside[GLOBAL])]
         return stacked(below, fresh(self.own))
+
+    def meet(self, own: Tree, offer: Offer) -> Tree:
+        """As it was kept."""
+        return own
 
     def training(self, training: Training) -> Training:
         """The client's training with its own length and rate."""
@@ -160,6 +179,10 @@ class Beside:
             top = fresh(self.own)
         return stacked([(self.shared, offer.adapter)], top)
 
+    def meet(self, own: Tree, offer: Offer) -> Tree:
+        """The own part, on a share of the shared one as it is now."""
+        return stacked([(self.shared, offer.adapter)], factors.split(own, self.own)[1]).adapter
+
     def training(self, training: Training) -> Training:
         """The client's training with its own length and rate."""
         return replace(alone(training, self), dropout=0.0)
@@ -168,7 +191,9 @@ class Beside:
 def alone(training: Training, rule: FineTune | Keep | Added | Beside) -> Training:
     """A client's training with the rule's own length and rate, and the rule's own pull."""
     pull = rule.pull if isinstance(rule, FineTune | Keep) else 0.0
-    return replace(training, epochs=rule.epochs, steps=rule.steps, lr=rule.lr, proximal=pull, ahead=0.0, follow=0.0)
+    return replace(
+        training, epochs=rule.epochs, steps=rule.steps, lr=rule.lr, proximal=pull, ahead=0.0, follow=0.0, press=0.0
+    )
 
 
 PERSONALS = {"none": Nothing, "finetune": FineTune, "keep": Keep, "added": Added, "beside": Beside}

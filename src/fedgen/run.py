@@ -251,7 +251,6 @@ def _finish(folder: Path, state: State, server: Server, place: Place) -> None:
     began, beside = time.perf_counter(), choice(server.rules, state, "score")
     replies = list(place.ask(offers(state, server.names, state.round + 1, "score", beside)))
     place.shelf.flush()
-    place.shelf.settle(state.round + 1)
     scores = {reply.client: read_scores(reply) for reply in replies if isinstance(reply, Update)}
     for cluster in state.adapters:
         inside = [found[key] for name, found in scores.items() if (key := _key_of(cluster, name, state)) in found]
@@ -268,6 +267,7 @@ def _finish(folder: Path, state: State, server: Server, place: Place) -> None:
         "peak_memory": peak_memory(),
     }
     write_whole(folder / SCORES, _dump(outcome))
+    place.shelf.settle(state.round + 1)  # not before: a run killed here asks anew, of what clients had then
 
 
 def _key_of(cluster: str, client: str, state: State) -> str:

@@ -301,12 +301,25 @@ def test_the_page_and_its_figures_stand_beside_the_file(tmp_path: Path) -> None:
 
 def test_the_table_has_the_best_method_first_and_says_when_it_got_there(text: Result) -> None:
     lines = page.main_table(text, "mild")
-    assert lines[2].startswith("| stack |")
-    assert "| 95.0% | 22 kB, 99.21% less than the model | 8 | 1.76 MB |" in lines[2]
-    ffa = next(line for line in lines if line.startswith("| ffa |"))
-    assert ffa.endswith(f"| {ABSENT} | 12 kB, 99.57% less than the model | not reached | {ABSENT} |")
+    assert lines[2].startswith("| stack (3 seeds) |")
+    assert "| 95.0% | 22 kB, 99.21% less than the model |" in lines[2]
+    assert lines[2].endswith("| 8 | 1.76 MB |")
+    ffa = next(line for line in lines if line.startswith("| ffa (3 seeds) |"))
+    assert f"| {ABSENT} | 12 kB, 99.57% less than the model |" in ffa
+    assert ffa.endswith(f"| not reached | {ABSENT} |")
     assert any(line.startswith("| the bare backbone | 81.45") for line in lines)
-    assert lines[-1].startswith(f"{CLIENTS} clients, AdamW, 3 seeds.")
+    assert lines[-1].startswith(f"{CLIENTS} clients, AdamW, one seed where no more are named.")
+
+
+def test_rows_stand_in_the_order_of_the_seeds_that_all_have(text: Result) -> None:
+    """A method with one lucky seed is not put before others with three."""
+    content = copy.deepcopy(dict(text.content))
+    content["runs"] = [run for run in content["runs"] if run["method"] != "stack" or run["seed"] == 0]
+    firsts = [line for line in page.main_table(Result(content), "mild")[2:] if line.startswith("| ")]
+    seed = {"runs": [run for run in text.content["runs"] if run["seed"] == 0]}
+    alone = page.main_table(Result(dict(text.content) | seed), "mild")[2:]
+    order = [line.split(" | ")[0].removesuffix(" (3 seeds)") for line in firsts]
+    assert order == [line.split(" | ")[0] for line in alone if line.startswith("| ")]
 
 
 def test_the_page_says_how_it_was_done(text: Result) -> None:

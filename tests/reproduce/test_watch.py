@@ -1,12 +1,17 @@
 """Drift, spread and the error of averaging apart, on two clients worked out by hand."""
 
 import math
+from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 
+import fedgen
+from fedgen import plan as plans
 from fedgen.evaluate import Score
-from fedgen.reproduce.watch import measure, moves
+from fedgen.methods import METHODS
+from fedgen.reproduce.watch import Watch, measure, moves
 
 A, B = "base_model.model.layer.lora_A.weight", "base_model.model.layer.lora_B.weight"
 
@@ -36,6 +41,16 @@ def test_moves_are_from_where_the_clients_started() -> None:
 def test_factors_that_cancel_are_as_far_apart_as_can_be() -> None:
     parts = [(1.0, adapter([1.0, 0.0], [1.0, 0.0])), (1.0, adapter([-1.0, 0.0], [-1.0, 0.0]))]
     assert moves(None, parts)["apart"] == pytest.approx(1)
+
+
+@pytest.mark.parametrize("name", ["fedit", "stack"])
+def test_clients_that_send_increments_drift_like_others(name: str, tiny_plan: dict[str, Any], tmp_path: Path) -> None:
+    watch = Watch(drift=True)
+    plan = METHODS[name].over(plans.read(tiny_plan, ["rounds=2", "training.steps=3"]))
+    fedgen.run(plan, tmp_path / "run", tell=watch.tell)
+    assert all(0.2 < drift < 5 for drift in watch.moves["drift"]), watch.moves
+    assert all(0.05 < spread < 1.5 for spread in watch.moves["spread"]), watch.moves
+    assert len(watch.moves["drift"]) == 2
 
 
 def test_what_is_no_whole_adapter_has_no_moves() -> None:

@@ -7,7 +7,7 @@ from fedgen.errors import PlanError
 from fedgen.exchange import Alone, Neighbours, Toward
 from fedgen.groups import Hierarchy
 from fedgen.outer import Plain
-from fedgen.personal import Added, Beside
+from fedgen.personal import Added, Beside, Keep
 from fedgen.plan.parts import Plan, kind_of
 from fedgen.share import Halves
 
@@ -50,6 +50,8 @@ def _agree_on_share(plan: Plan) -> None:
         )
     if not isinstance(share, Halves) and plan.outer != Plain():
         raise PlanError("share and outer: what is sent is no whole adapter; use outer.kind = 'plain' with lr = 1")
+    if isinstance(plan.personal, Keep) and plan.personal.pull and isinstance(plan.aggregate, ANEW):
+        raise PlanError("personal.pull and aggregate: factors made anew are none to be pulled to; set pull = 0")
     if plan.training.press and not share.prune:
         raise PlanError("training.press: presses ranks that clients give up; set share.prune = true")
     if share != Halves() and plan.cluster.evidence != "none":

@@ -190,7 +190,7 @@ def personal(result: Result) -> Sheet | None:
             )
             right.hist(falls, bins=20, histtype="step", color=colour, linewidth=1.6)
         left.axhline(0, color=INK, linewidth=0.8)
-        left.set_title(f"fall of {result.unit} by the personal epoch")
+        left.set_title(f"fall of {result.unit} by the personal step")
         left.yaxis.set_major_formatter(share)
         left.set_xlabel("clients, sorted")
         left.legend(fontsize=8.5, loc="upper left")
@@ -222,8 +222,8 @@ FIGURES: dict[str, Figure] = {
         distance,
     ),
     "personal": Figure(
-        "What one personal epoch brings",
-        "fedgen-edge: each client's held-out measure before and after its personal epoch, first seed.",
+        "What the personal step brings",
+        "fedgen-edge: each client's held-out measure before and after its personal step, first seed.",
         personal,
     ),
     "rank": Figure("Rank", "Held-out rows, own adapters.", sweeps.ranks),

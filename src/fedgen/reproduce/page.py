@@ -90,27 +90,37 @@ def _figures(result: Result, stem: str) -> list[str]:
 def main_table(result: Result, world: str) -> list[str]:
     """What each method came to in a world, the best first."""
     table = result.table(world)
-    rows = sorted(table.items(), key=lambda item: mean(map(own, item[1])))
+    common = set.intersection(*({run["seed"] for run in runs} for runs in table.values()))
+    rows = sorted(table.items(), key=lambda item: mean(own(run) for run in item[1] if run["seed"] in common))
     full = table.get(FULL, [])
     goal = f"rounds to the best of {result.title(FULL)}" if full else "rounds"
     columns = [
         f"{result.unit}, own adapter", "shared adapter", "worst tenth of clients", "clients the personal step helps",
-        "up, a client and round", goal, "bytes up till then",
+        "up, a client and round", "down, in the last round", goal, "bytes up till then",
     ]  # fmt: skip
     lines = [f"| | {' | '.join(columns)} |", "|---" * (len(columns) + 1) + "|"]
     for name, runs in rows:
         cells = [_spread(result, values) for values in (map(own, runs), map(shared, runs), map(worst_tenth, runs))]
-        sent = [ABSENT] * 3 if result.group(name) == "bounds" else [_message(runs[0]), *_arrival(runs, full)]
-        lines.append(f"| {' | '.join([result.title(name), *cells, _helped(runs), *sent])} |")
+        sent = [_message(runs[0]), _down(runs[0]), *_arrival(runs, full)]
+        sent = [ABSENT] * 4 if result.group(name) == "bounds" else sent
+        lines.append(f"| {' | '.join([_named(result, name, runs), *cells, _helped(runs), *sent])} |")
     if rows:
-        lines.append(f"| the bare backbone | {_spread(result, map(bare, rows[0][1]))} |" + " |" * 6)
+        lines.append(f"| the bare backbone | {_spread(result, map(bare, rows[0][1]))} |" + " |" * 7)
     counts = sorted({len(run["clients"]) for runs in table.values() for run in runs})
     clients = " to ".join(f"{count}" for count in sorted({counts[0], counts[-1]}))
-    seeds = len({run["seed"] for runs in table.values() for run in runs})
-    said = f"{clients} clients, AdamW, {seeds} {'seed' if seeds == 1 else 'seeds'}. {SPREADS} Lower is better."
+    failed = sum(run["failures"] for runs in table.values() for run in runs)
+    said = f"{clients} clients, AdamW, one seed where no more are named. {SPREADS} Lower is better; rows stand in the "
+    said += (
+        "order of the seeds that all have. Where clients keep a part, the shared adapter is measured with that part."
+    )
+    said += f" Turns that failed: {failed}." if failed else ""
     if full:
         said += " Rounds and bytes are of the shared adapter on validation rows, bytes those of all clients."
     return [*lines, "", said]
+
+
+def _named(result: Result, name: str, runs: Sequence[Run]) -> str:
+    return result.title(name) + (f" ({len(runs)} seeds)" if len(runs) > 1 else "")
 
 
 def _spread(result: Result, values: Iterable[float | None]) -> str:
@@ -132,6 +142,12 @@ def _message(run: Run) -> str:
         return ABSENT
     share = run["message"] / run["full_message"]
     return size(run["message"]) + (f", {saving(1 - share)} less than the model" if share < 0.9 else "")
+
+
+def _down(run: Run) -> str:
+    """What the server sent to each client whose update came, in the last round."""
+    last = run["rounds"][-1]
+    return size(last["down"] * run["message"] / last["up"]) if last["up"] else ABSENT
 
 
 def _arrival(runs: Sequence[Run], full: Sequence[Run]) -> tuple[str, str]:
@@ -184,8 +200,8 @@ def facts(result: Result) -> list[str]:
     said = {
         "rounds": plan.get("rounds"),
         "clients a round": _said(plan.get("cohort", {})),
-        "local training": _said(plan.get("training", {})),
-        "personal step": _said(plan.get("personal", {})),
+        "local training": _said(plan.get("training", {}), "lr"),
+        "personal step": f"{_said(plan.get('personal', {}), 'lr')}, at {result.content.get('last', 1)} times the rate",
         "adapter": _said(plan.get("adapter", {})),
         "data": _said(plan.get("data", {})),
         "who holds what": _said(plan.get("partition", {})),
@@ -202,8 +218,9 @@ def facts(result: Result) -> list[str]:
     return [*lines, "", "Worlds, as settings over that plan:", "", *worlds]
 
 
-def _said(section: Mapping[str, Any]) -> str:
-    return ", ".join(f"{key} {_value(value)}" for key, value in section.items() if value not in ("", [], False))
+def _said(section: Mapping[str, Any], *without: str) -> str:
+    said = {key: value for key, value in section.items() if value not in ("", [], False) and key not in without}
+    return ", ".join(f"{key} {_value(value)}" for key, value in said.items())
 
 
 def _value(value: Any) -> str:
@@ -235,7 +252,8 @@ def rates(result: Result) -> list[str]:
                 lines += [f"| {result.title(name)} | {_tried(result, tries)} |" for name, tries in by_method.items()]
                 lines += [""]
     settings = _code(result.content["trial"]["settings"])
-    return [*lines, f"Rates are chosen on clients and rows that no table has, as many for each method: {settings}."]
+    said = f"Rates are chosen on clients and rows that no table has, as many for each method: {settings}."
+    return [*lines, f"{said} A choice at the end of a grid may not be the best there is; nothing but rates is tuned."]
 
 
 def _tried(result: Result, tries: Mapping[str, float | None]) -> str:

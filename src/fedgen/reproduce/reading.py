@@ -116,9 +116,8 @@ def worst_tenth(run: Run) -> float | None:
 
 def gains(run: Run) -> list[float]:
     """By how much a personal step lowered each client's measure below the shared adapter's, the least first."""
-    pairs = [
-        (own["global"], own["personal"]) for own in run["clients"].values() if {"global", "personal"} <= own.keys()
-    ]
+    scores = [own for own in run["clients"].values() if {"global", "personal"} <= own.keys()]
+    pairs = [(own.get("cluster", own["global"]), own["personal"]) for own in scores]
     return sorted(1 - quality(run, after) / quality(run, before) for before, after in pairs)
 
 

@@ -18,7 +18,7 @@ from fedgen.store import write_whole
 
 LIBRARIES = ("fedgen-edge", "torch", "transformers", "numpy", "scikit-learn")
 TOLD = (
-    "rounds", "clients", "total", "kind", "parameters", "sent", "message", "full_message", "rank", "failures",
+    "rounds", "clients", "total", "kind", "parameters", "message", "full_message", "rank", "failures",
     "backbone_hash",
     "seconds", "drift", "spread", "apart", "frechet", "error",
 )  # fmt: skip
@@ -27,7 +27,7 @@ TOLD = (
 def write(bench: Bench, backbone: Found, path: Path, *, quick: bool = False) -> Found:
     """Gather what has been played so far, and write it as one file."""
     study = bench.study
-    cells = [cell for cell in study.cells() if cell.seed != TRIAL]
+    cells = list({_name(cell): cell for cell in study.cells() if cell.seed != TRIAL}.values())
     runs = [run for cell in cells if (run := _run(bench, cell))]
     names = list(dict.fromkeys(cell.method for cell in cells))
     found: Found = {
@@ -35,6 +35,7 @@ def write(bench: Bench, backbone: Found, path: Path, *, quick: bool = False) -> 
         "plan": plans.write(plans.read(study.plan)),
         "worlds": study.worlds,
         "trial": asdict(study.trial),
+        "last": study.last,
         "backbone": backbone,
         "methods": {name: asdict(METHODS[name]) for name in names},
         "rates": _rates(bench, names),
@@ -43,6 +44,13 @@ def write(bench: Bench, backbone: Found, path: Path, *, quick: bool = False) -> 
     found = rounded(found)
     write_whole(path, _compact(found).encode())
     return found
+
+
+def _name(cell: Cell) -> tuple[Any, ...]:
+    """What tells one run from another, whatever part asks for it."""
+    part = cell.part
+    swept = (part.sweep, part.key, cell.value, part.settings, part.frechet)
+    return part.optimizer, cell.world, cell.method, cell.seed, *swept
 
 
 def _about(study: Study, cells: list[Cell], runs: list[Found]) -> Found:

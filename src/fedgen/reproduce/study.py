@@ -18,6 +18,7 @@ from fedgen.methods import METHODS
 from fedgen.plan import Plan
 
 Value = str | int | float | None
+RULES = 1  # to be counted up when what a plan comes to changes, so that old results are not taken for new ones
 TRIAL = "trial"  # what `{seed}` is called where learning rates are chosen
 QUICK = ("plan", "minutes", "rates", "trial", "part")  # what a quick version may say otherwise
 
@@ -113,7 +114,11 @@ class Study:
         return by_group.get(METHODS[cell.method].group, by_group["other"])
 
     def job(self, cell: Cell, rate: float, salt: str = "") -> Job:
-        """The run at this rate. Its key changes with all that its result depends on; `salt` is what no plan says."""
+        """The run at this rate. Its key changes with all that its result depends on; `salt` is what no plan says.
+
+        Settings at their default are left out, so that a new kind of setting makes no run a new one; what changes the
+        results of old plans is told by RULES.
+        """
         part, is_trial = cell.part, cell.seed == TRIAL
         settings = (
             *self.worlds[cell.world],
@@ -128,10 +133,25 @@ class Study:
         plan = METHODS[cell.method].over(
             plans.read(base, [line.replace("{seed}", str(cell.seed)) for line in settings])
         )
+        if "seed" in {spot.name for spot in fields(plan.share)} and not is_trial:  # type: ignore[arg-type]
+            plan = plans.read(plan, [f"share.seed={cell.seed}"])
         if "lr" in {spot.name for spot in fields(plan.personal)}:  # type: ignore[arg-type]
             plan = plans.read(plan, [f"personal.lr={rate if plan.personal.each_round else self.last * rate}"])
-        said = f"{plans.write(plan)}{part.drift}{part.frechet}{salt}"
+        said = f"{RULES}{_chosen(plan)}{part.drift}{part.frechet}{salt}"
         return Job(cell, rate, plan, hashlib.sha256(said.encode()).hexdigest()[:12])
+
+
+def _chosen(plan: Plan) -> dict[str, Any]:
+    """What a plan says that is not a default, by section."""
+    found: dict[str, Any] = {name: getattr(plan, name) for name in ("seed", "rounds")}
+    for section in [*plans.TABLES, *plans.SECTIONS]:
+        part = getattr(plan, section)
+        said = {spot.name: getattr(part, spot.name) for spot in fields(part)}
+        found[section] = [
+            type(part).__name__,
+            {spot.name: said[spot.name] for spot in fields(part) if said[spot.name] != spot.default},
+        ]
+    return found
 
 
 def trial_name(trial: Cell) -> tuple[str, str, str, float | None]:

@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 
-from fedgen import lora, tree
+from fedgen import lora
 from fedgen.errors import TreeError
 from fedgen.evaluate import Score, total
 from fedgen.journal import load_checkpoint
@@ -30,7 +30,8 @@ class Watch:
         self.wanted = drift
         self.rounds: list[dict[str, Any]] = []
         self.moves: dict[str, list[float]] = {"drift": [], "spread": [], "apart": []}
-        self.sent = self.message = self.rank = 0
+        self.sizes: list[int] = []
+        self.adds = False  # whether clients send what is to be added to the adapter, and not a new one
         self.checks: list[Score] = []
         self.updates: list[Update] = []
         self.folder = Path()
@@ -39,14 +40,19 @@ class Watch:
     def tell(self, event: object) -> None:
         """Take one event in."""
         if isinstance(event, Began):
-            self.folder = event.folder
+            self.folder, self.adds = event.folder, event.plan.share.sends == "increment"
         elif isinstance(event, Update) and "steps" in event.metrics:
-            self.sent, self.message = tree.size(event.adapter), event.up
+            self.sizes.append(event.up)
             self.updates += [event] if self.wanted else []
         elif isinstance(event, Update) and event.metrics:
             self.checks += read_scores(event).values()
         elif isinstance(event, Report):
             self._close(event)
+
+    @property
+    def message(self) -> int:
+        """The mean bytes of an update."""
+        return round(sum(self.sizes) / len(self.sizes)) if self.sizes else 0
 
     def _close(self, report: Report) -> None:
         told = {key: value for key, value in report.metrics.items() if not key.startswith("check_")}
@@ -63,7 +69,7 @@ class Watch:
         state = load_checkpoint(self.folder / CHECKPOINT)
         before, self.start = self.start, state.adapters.get(GLOBAL) if state else None
         updates = sorted(self.updates, key=lambda update: update.client)
-        found = moves(before, [(float(update.examples), update.adapter) for update in updates])
+        found = moves(None if self.adds else before, [(float(update.examples), update.adapter) for update in updates])
         for name, value in found.items():
             self.moves[name].append(value)
 

@@ -15,15 +15,15 @@ from fedgen import places
 from fedgen.errors import ClientError, TreeError
 from fedgen.evaluate import Score, total
 from fedgen.reproduce.frechet import measured
+from fedgen.reproduce.reading import own
 from fedgen.reproduce.study import TRIAL, Cell, Job, Study
-from fedgen.reproduce.watch import Watch, measure
+from fedgen.reproduce.watch import Watch
 from fedgen.run import Run
 from fedgen.sample import BARE
 from fedgen.store import write_whole
 
 WAIT = 0.5  # seconds between two looks at what other workers are doing
 DIGITS = 6
-OWN_FIRST = ("personal", "cluster", "global")  # whose score tells how good a method is to its clients
 Found = dict[str, Any]
 Say = Callable[[str], None]
 
@@ -74,11 +74,7 @@ class Bench:
 
 def own_measure(outcome: Found) -> float | None:
     """How good a method was to its clients at the end: by their own adapter where there is one."""
-    kind = next((kind for kind in OWN_FIRST if kind in outcome["total"]), None)
-    if kind is None:
-        return None
-    loss, terms = outcome["total"][kind]
-    value = measure(Score(loss, terms, terms if outcome["kind"] == "text" else 0))
+    value = own(outcome) if outcome["total"] else math.inf
     return value if math.isfinite(value) else None
 
 
@@ -130,9 +126,9 @@ def play(bench: Bench, job: Job, folder: Path) -> Found:
         run = places.run(job.resolved(bench.data, bench.work), folder, tell=watch.tell)
         said |= _read(run, job)
         said |= {"frechet": measured(run, job.cell.part.frechet)} if job.cell.part.frechet else {}
-    except (ClientError, TreeError, RuntimeError) as error:
+    except (ClientError, TreeError) as error:
         said["error"] = str(error).splitlines()[0]
-    seen = {"rounds": watch.rounds, **watch.moves, "sent": watch.sent, "message": watch.message}
+    seen = {"rounds": watch.rounds, **watch.moves, "message": watch.message}
     return rounded({"kind": "text", "rank": 0, **seen, **said})  # type: ignore[no-any-return]
 
 
