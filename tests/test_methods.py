@@ -368,6 +368,13 @@ def test_fedex_keeps_what_averaging_apart_loses() -> None:
     assert near(played("fedex", 2).product, product(low) + mean({name: x * y for name, (x, y) in again.items()}))
 
 
+def test_residual_is_fedex_with_a_personal_step() -> None:
+    one, two = played("residual", 2), played("fedex", 2)
+    assert near(one.product, two.product)
+    assert near(product(one.state.adapters[GLOBAL]), two.product)
+    assert product(one.own("ann")) != pytest.approx(two.product)
+
+
 def test_fair_mends_b() -> None:
     ends = steps(*START)
     (a, b), found = apart(ends), played("fair", 1)

@@ -294,6 +294,12 @@ METHODS: dict[str, Method] = {
         "arXiv 2511.11585",
         "as far as its abstract tells",
     ),
+    "residual": Method(
+        "residual",
+        "own",
+        ("share.kind=top", "aggregate.kind=residual", "personal.kind=finetune"),
+        departs="as FedEx-LoRA, with a personal step, which moves the frozen part too",
+    ),
     "stack": Method(
         "stack",
         "own",

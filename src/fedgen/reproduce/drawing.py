@@ -37,6 +37,7 @@ LOOKS = {
     "fedit": ("#6ea9d6", "--"),
     "fedgen-edge": ("#0067a8", "-"),
     "stack": ("#c8500a", "-"),
+    "residual": ("#767a00", "-"),
     "seeded": ("#c99200", "--"),
     "flora": ("#5a7d2b", "-"),
     "exact": ("#3aa6b9", "--"),
