@@ -39,6 +39,15 @@ class Method:
         return plans.read(plan, [line.format(**words) for line in self.settings])
 
 
+DITTO = ("personal.kind=keep", "personal.pull=0.1", "training.steps={half}", "personal.steps={half}")
+PFEDME = (
+    "training.proximal=1.0",
+    "training.follow=0.5",
+    "training.inner=2",
+    "personal.kind=finetune",
+    "personal.pull=1.0",
+)
+PERFEDAVG = ("training.ahead=0.01", "personal.kind=finetune")
 METHODS: dict[str, Method] = {
     # ---- bounds
     "local": Method(
@@ -74,34 +83,21 @@ METHODS: dict[str, Method] = {
     "ditto-full": Method(
         "Ditto, full model",
         "full",
-        (
-            "adapter.of=weights",
-            "personal.kind=keep",
-            "personal.pull=0.1",
-            "training.steps={half}",
-            "personal.steps={half}",
-        ),
+        ("adapter.of=weights", *DITTO),
         "Li et al. 2021, arXiv 2012.04221",
         "half of a turn's steps are the own model's",
     ),
     "pfedme-full": Method(
         "pFedMe, full model",
         "full",
-        (
-            "adapter.of=weights",
-            "training.proximal=1.0",
-            "training.follow=0.5",
-            "training.inner=2",
-            "personal.kind=finetune",
-            "personal.pull=1.0",
-        ),
+        ("adapter.of=weights", *PFEDME),
         "Dinh et al. 2020, arXiv 2006.08848",
         "each inner step takes a batch of its own",
     ),
     "perfedavg-full": Method(
         "Per-FedAvg, full model",
         "full",
-        ("adapter.of=weights", "training.ahead=0.01", "personal.kind=finetune"),
+        ("adapter.of=weights", *PERFEDAVG),
         "Fallah et al. 2020, arXiv 2002.07948",
         "first order; the two halves of one batch take the place of two batches",
     ),
@@ -222,27 +218,21 @@ METHODS: dict[str, Method] = {
     "ditto": Method(
         "Ditto",
         "personal",
-        ("personal.kind=keep", "personal.pull=0.1", "training.steps={half}", "personal.steps={half}"),
+        DITTO,
         "Li et al. 2021, arXiv 2012.04221",
         "the pull is on the factors A and B; half of a turn's steps are the own adapter's",
     ),
     "pfedme": Method(
         "pFedMe",
         "personal",
-        (
-            "training.proximal=1.0",
-            "training.follow=0.5",
-            "training.inner=2",
-            "personal.kind=finetune",
-            "personal.pull=1.0",
-        ),
+        PFEDME,
         "Dinh et al. 2020, arXiv 2006.08848",
         "each inner step takes a batch of its own",
     ),
     "perfedavg": Method(
         "Per-FedAvg",
         "personal",
-        ("training.ahead=0.01", "personal.kind=finetune"),
+        PERFEDAVG,
         "Fallah et al. 2020, arXiv 2002.07948",
         "first order; the two halves of one batch take the place of two batches",
     ),
