@@ -8,7 +8,7 @@ from statistics import mean
 
 from fedgen.report.wording import percent, saving, size
 from fedgen.reproduce import page as pages
-from fedgen.reproduce.reading import FULL, Result, Run, course, gains, own, read
+from fedgen.reproduce.reading import FULL, Result, Run, alike, course, gains, own, read
 
 DOCS = Path(__file__).parent
 PAGE = DOCS / "results.md"
@@ -36,14 +36,8 @@ def table() -> str:
     return "\n".join(blocks)
 
 
-def measured(result: Result, world: str, name: str) -> str:
-    """A method's measure, own adapters first, mean of the seeds."""
-    runs = result.table(world).get(name)
-    return shown(result, mean(map(own, runs))) if runs else ""
-
-
 def shown(result: Result, value: float) -> str:
-    return f"{value:.{0 if result.kind == 'text' else 4}f}"
+    return f"{value:.{0 if result.kind == 'text' else 5}f}"
 
 
 def saved(result: Result, world: str) -> str:
@@ -72,24 +66,31 @@ def ours_best(result: Result, world: str) -> str:
 
 
 def gaining(result: Result, world: str) -> str:
-    """How many clients fedgen-edge's personal epoch helps."""
+    """How many clients fedgen-edge's personal step helps."""
     falls = [fall for run in result.table(world).get("fedgen-edge", []) for fall in gains(run)]
     return f"{percent(sum(fall > 0 for fall in falls) / len(falls))} of {len(falls)}" if falls else ""
 
 
 def contest(result: Result, world: str) -> str:
     """Our best method beside the best baseline that sends no more than adapters."""
-    ends = {name: mean(map(own, runs)) for name, runs in result.table(world).items()}
+    table = result.table(world)
+    most = max(len(runs) for runs in table.values())  # those played with fewer seeds have no part in it
+    ends = {name: mean(map(own, runs)) for name, runs in table.items() if len(runs) == most}
     mine = min((name for name in ends if result.group(name) == "own"), key=ends.__getitem__)
     theirs = min((name for name in ends if result.group(name) in ("adapters", "personal")), key=ends.__getitem__)
-    return f"{result.title(mine)} {shown(result, ends[mine])}, {result.title(theirs)} {shown(result, ends[theirs])}"
+    both = ", ".join(f"{result.title(name)} {shown(result, ends[name])}" for name in (mine, theirs))
+    return both + (f" ({most} seeds)" if most > 1 else "")
 
 
 def pair(*names: str):  # type: ignore[no-untyped-def]  # a question's answer
     """Several methods' measures, beside each other."""
 
     def answer(result: Result, world: str) -> str:
-        return ", ".join(filter(None, (measured(result, world, name) for name in names)))
+        table = result.table(world)
+        if not table.keys() >= set(names):
+            return ""
+        fair = alike({name: table[name] for name in names})
+        return ", ".join(shown(result, mean(map(own, runs))) for runs in fair.values())
 
     return answer
 
@@ -99,7 +100,7 @@ QUESTIONS = {
     "full FedAvg's best": full_best,
     "our best shared adapter": ours_best,
     "our best method, best baseline of adapters": contest,
-    "clients that the personal epoch of fedgen-edge helps": gaining,
+    "clients that the personal step of fedgen-edge helps": gaining,
     "full FedAvg, FedProx, FedAdam": pair(FULL, "fedprox-full", "fedadam-full"),
     "FedIT, exact average, FLoRA, FedEx": pair("fedit", "exact", "flora", "fedex"),
     "FedIT, FFA, RoLoRA, FedSVD, seeded": pair("fedit", "ffa", "rolora", "fedsvd", "seeded"),

@@ -23,7 +23,7 @@ from fedgen.reproduce.drawing import (
     matplotlib,
     name_ends,
 )
-from fedgen.reproduce.reading import Result, Run, gains, middle
+from fedgen.reproduce.reading import Result, Run, alike, gains, middle
 
 ROUNDS = 500  # of which the upload is shown
 
@@ -99,7 +99,9 @@ Course = Sequence[tuple[int, float, float]]
 
 
 def _courses(result: Result, world: str) -> dict[str, Course]:
-    courses = {name: middle(runs) for name, runs in result.table(world).items() if result.group(name) != "bounds"}
+    """The mean of the seeds that all methods have."""
+    table = {name: runs for name, runs in result.table(world).items() if result.group(name) != "bounds"}
+    courses = {name: middle(runs) for name, runs in alike(table).items()}
     return {name: found for name, found in courses.items() if found}
 
 
@@ -193,9 +195,10 @@ def personal(result: Result) -> Sheet | None:
         left.set_title(f"fall of {result.unit} by the personal step")
         left.yaxis.set_major_formatter(share)
         left.set_xlabel("clients, sorted")
-        left.legend(fontsize=8.5, loc="upper left")
+        left.legend(fontsize=8.5, loc="lower right")
         right.axvline(0, color=INK, linewidth=0.8)
         right.xaxis.set_major_formatter(share)
+        right.xaxis.set_major_locator(matplotlib().ticker.MaxNLocator(5))
         right.set_title("clients")
         right.set_xlabel(f"fall of {result.unit}")
 
@@ -211,8 +214,8 @@ FIGURES: dict[str, Figure] = {
     ),
     "progress": Figure(
         "Round by round",
-        "The shared adapter on validation rows, mean of the seeds. Grey: the methods not named. Two names at one line "
-        "share their adapter and differ in the personal step alone.",
+        "The shared adapter on validation rows, mean of the seeds that all have. Grey: the methods not named. Two "
+        "names at one line share their adapter and differ in the personal step alone.",
         progress,
     ),
     "frechet": Figure(

@@ -13,6 +13,7 @@ from fedgen.reproduce.reading import (
     FULL,
     Result,
     Run,
+    alike,
     bare,
     gains,
     own,
@@ -90,8 +91,8 @@ def _figures(result: Result, stem: str) -> list[str]:
 def main_table(result: Result, world: str) -> list[str]:
     """What each method came to in a world, the best first."""
     table = result.table(world)
-    common = set.intersection(*({run["seed"] for run in runs} for runs in table.values()))
-    rows = sorted(table.items(), key=lambda item: mean(own(run) for run in item[1] if run["seed"] in common))
+    fair = alike(table)
+    rows = sorted(table.items(), key=lambda item: mean(map(own, fair[item[0]])))
     full = table.get(FULL, [])
     goal = f"rounds to the best of {result.title(FULL)}" if full else "rounds"
     columns = [

@@ -155,6 +155,12 @@ def middle(runs: Sequence[Run]) -> list[tuple[int, float, float]]:
     return [(turn, mean(v for v, _ in rows), mean(u for _, u in rows)) for turn, rows in sorted(whole.items())]
 
 
+def alike(table: Mapping[str, Sequence[Run]]) -> dict[str, list[Run]]:
+    """The runs of the seeds that all methods have, so that none is put beside others on seeds of its own."""
+    common = set.intersection(*({run["seed"] for run in runs} for runs in table.values())) if table else set()
+    return {name: [run for run in runs if run["seed"] in common] for name, runs in table.items()}
+
+
 def late(values: Sequence[float]) -> float | None:
     """The mean of the last half of a run's rounds."""
     half = values[len(values) // 2 :]

@@ -6,7 +6,7 @@ from typing import Any
 
 from fedgen.report.wording import size
 from fedgen.reproduce.drawing import FAINT, HIGH, LADDER, LOOKS, Sheet, line, matplotlib, name_ends, powers_across
-from fedgen.reproduce.reading import Result, Run, bare, late, own
+from fedgen.reproduce.reading import Result, Run, alike, bare, late, own
 
 
 def ranks(result: Result) -> Sheet | None:
@@ -91,7 +91,7 @@ def _all_up(run: Run) -> float:
 def worlds(result: Result) -> Sheet | None:
     """How far each method falls below the backbone in each world."""
     names = result.worlds()
-    tables = {world: result.table(world) for world in names}
+    tables = {world: alike(result.table(world)) for world in names}
     methods = [name for name in result.content["methods"] if all(name in table for table in tables.values())]
     if len(names) < 2 or not methods:
         return None
