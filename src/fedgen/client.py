@@ -230,7 +230,8 @@ def pressing(lines: Tensor, tail_a: Tensor, tail_b: Tensor) -> Tensor:
     """The slope of |A| |B| of what two masks pick of each line."""
     a, b = lines * tail_a, lines * tail_b
     long_a, long_b = a.norm(dim=1, keepdim=True), b.norm(dim=1, keepdim=True)
-    return a * (long_b / long_a.clamp(min=EPSILON)) + b * (long_a / long_b.clamp(min=EPSILON))
+    slope: Tensor = a * (long_b / long_a.clamp(min=EPSILON)) + b * (long_a / long_b.clamp(min=EPSILON))
+    return slope
 
 
 def _tails(bank: AnyBank, jobs: Sequence[Job]) -> tuple[Tensor, Tensor]:
