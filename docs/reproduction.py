@@ -65,6 +65,16 @@ def ours_best(result: Result, world: str) -> str:
     return f"{result.title(name)}: {shown(result, value)}, {percent(sent / all_bytes)} of its bytes"
 
 
+def at_the_end(result: Result, world: str) -> str:
+    """Held-out rows after all rounds: our best with own adapters, and full FedAvg; and the share of its bytes."""
+    table = result.table(world)
+    name = min(OURS, key=lambda name: mean(map(own, table[name])))
+    mine, full = table[name][0], table[FULL][0]
+    share = sum(line["up"] for line in mine["rounds"]) / sum(line["up"] for line in full["rounds"])
+    both = f"{result.title(name)} {shown(result, own(mine))}, full FedAvg {shown(result, own(full))}"
+    return f"{both}, {share:.1%} of its bytes"
+
+
 def gaining(result: Result, world: str) -> str:
     """How many clients fedgen-edge's personal step helps."""
     falls = [fall for run in result.table(world).get("fedgen-edge", []) for fall in gains(run)]
@@ -99,6 +109,7 @@ QUESTIONS = {
     "uplink saved, FedIT's message": saved,
     "full FedAvg's best": full_best,
     "our best shared adapter": ours_best,
+    "at the end, own adapters, first seed": at_the_end,
     "our best method, best baseline of adapters": contest,
     "clients that the personal step of fedgen-edge helps": gaining,
     "full FedAvg, FedProx, FedAdam": pair(FULL, "fedprox-full", "fedadam-full"),

@@ -15,7 +15,12 @@ def test_the_page_of_keys_says_what_the_parts_say() -> None:
 
 
 @pytest.mark.parametrize(
-    ("page", "script"), [(DOCS.parent / "README.md", "results.py"), (DOCS / "clusters.md", "cluster_results.py")]
+    ("page", "script"),
+    [
+        (DOCS.parent / "README.md", "results.py"),
+        (DOCS / "clusters.md", "cluster_results.py"),
+        (DOCS / "results.md", "reproduction.py"),
+    ],
 )
 def test_a_page_shows_the_results_that_are_kept(page: Path, script: str) -> None:
     made = runpy.run_path(str(DOCS / script))["page"]()

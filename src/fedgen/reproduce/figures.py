@@ -195,7 +195,7 @@ def personal(result: Result) -> Sheet | None:
         left.set_title(f"fall of {result.unit} by the personal step")
         left.yaxis.set_major_formatter(share)
         left.set_xlabel("clients, sorted")
-        left.legend(fontsize=8.5, loc="lower right")
+        left.legend(fontsize=8.5, loc="best")
         right.axvline(0, color=INK, linewidth=0.8)
         right.xaxis.set_major_formatter(share)
         right.xaxis.set_major_locator(matplotlib().ticker.MaxNLocator(5))
@@ -229,7 +229,12 @@ FIGURES: dict[str, Figure] = {
         "fedgen-edge: each client's held-out measure before and after its personal step, first seed.",
         personal,
     ),
-    "rank": Figure("Rank", "Held-out rows, own adapters.", sweeps.ranks),
+    "rank": Figure(
+        "Rank",
+        "Held-out rows, own adapters; all at the rate that was chosen for the plan's own rank. Runs shared the machine "
+        "with others, so their seconds are rough.",
+        sweeps.ranks,
+    ),
     "local-steps": Figure(
         "Local steps",
         "Drift is the mean distance of a client's update from the mean update, in lengths of the mean's step; spread "
@@ -237,7 +242,9 @@ FIGURES: dict[str, Figure] = {
         sweeps.local_steps,
     ),
     "participation": Figure(
-        "Participation", "Held-out rows, own adapters; the rounds are as many.", sweeps.participation
+        "Participation",
+        "Held-out rows, own adapters; the rounds are as many. Runs shared the machine, so their seconds are rough.",
+        sweeps.participation,
     ),
     "worlds": Figure("Heterogeneity", "Held-out rows, own adapters, mean of the seeds.", sweeps.worlds),
     "apart": Figure("Averaging A and B apart", "One seed; the rank sweep's updates.", sweeps.apart),
