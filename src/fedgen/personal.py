@@ -172,8 +172,8 @@ class Beside:
     def begin(self, own: Tree | None, offer: Offer, fresh: Fresh) -> Start | None:
         """From the own part as it was, on the shared one as it is now."""
         if own:
-            top = factors.split(own, self.own)[1]
-        elif self.shared < 1:
+            return self._on(offer, own)
+        if self.shared < 1:
             top = lora.resize(lora.product_sum([(1 - self.shared, offer.adapter)]), self.own)
         else:
             top = fresh(self.own)
@@ -181,7 +181,10 @@ class Beside:
 
     def meet(self, own: Tree, offer: Offer) -> Tree:
         """The own part, on a share of the shared one as it is now."""
-        return stacked([(self.shared, offer.adapter)], factors.split(own, self.own)[1]).adapter
+        return self._on(offer, own).adapter
+
+    def _on(self, offer: Offer, own: Tree) -> Start:
+        return stacked([(self.shared, offer.adapter)], factors.split(own, self.own)[1])
 
     def training(self, training: Training) -> Training:
         """The client's training with its own length and rate."""

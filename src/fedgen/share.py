@@ -157,6 +157,10 @@ def _complete(sent: Tree, like: Tree, stays: Set[str]) -> Tree:
     return like | sent
 
 
+def _all_a(like: Tree) -> set[str]:
+    return {key for key in like if key.endswith(lora.A_END)}
+
+
 def _last(like: Tree, share: float) -> set[str]:
     """The keys of the last adapted layers, in the order of the words in their paths, with numbers as numbers."""
     paths = [pair.path.split(".") for pair in lora.pairs(like)] if share else []
@@ -209,7 +213,7 @@ class Increment:
 
     def read(self, sent: Tree, like: Tree, turn: int) -> Tree:
         """With the A that everyone drew."""
-        return _complete(sent, like, {key for key in like if key.endswith(lora.A_END)}) if self.half == "b" else sent
+        return _complete(sent, like, _all_a(like)) if self.half == "b" else sent
 
     def land(self, now: Tree, mean: Tree, turn: int) -> Tree:
         """Added, and factored anew where that would be wider than it may."""
@@ -293,7 +297,7 @@ class Square:
 
     def read(self, sent: Tree, like: Tree, turn: int) -> Tree:
         """The frame's A, and its B times the square."""
-        _complete(sent, like, {key for key in like if key.endswith(lora.A_END)})
+        _complete(sent, like, _all_a(like))
         return like | {_key(own): _filled(own, sent[_key(own)]) for own in lora.pairs(like)}
 
     def land(self, now: Tree, mean: Tree, turn: int) -> Tree:

@@ -59,11 +59,10 @@ def turns(site: Site, offers: Sequence[Offer]) -> list[Reply]:
         kept = own.get(offer.client) or (shared.get(offer.client) if site.share.keep else None)
         if kept and tree.is_finite(kept.adapter):
             site.shelf.put(offer.client, offer.round, kept.adapter)
-        elif offer.use == "score" and (was := site.shelf.get(offer.client)):
-            now = offer.adapter if site.share.keep else site.personal.meet(was, offer)
-            site.shelf.put(offer.client, offer.round, now)
         elif offer.use == "score" and site.share.keep:
             site.shelf.put(offer.client, offer.round, offer.adapter)
+        elif offer.use == "score" and (was := site.shelf.get(offer.client)):
+            site.shelf.put(offer.client, offer.round, site.personal.meet(was, offer))
     scores = _score(site, [offer for offer in known if offer.use in ("check", "score")])
     took = {offer.client: offer for offer in known}
     replies: list[Reply] = []

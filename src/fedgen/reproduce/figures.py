@@ -5,6 +5,7 @@ F1, the picture of the system, is docs/picture.svg.
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import accumulate
 from typing import Any
 
 from fedgen.report.wording import size
@@ -143,7 +144,7 @@ def distance(result: Result) -> Sheet | None:
         left, right = figure.subplots(1, 2, sharey=True)
         ends = []
         for name, run in best.items():
-            seen, sent = run["frechet"], [0, *(up for _, up in _sent(run))]
+            seen, sent = run["frechet"], [0, *accumulate(row["up"] for row in run["rounds"])]
             values = seen["distance"]
             line(left, name, seen["rounds"], values, mark="o")
             later = [(sent[turn], value) for turn, value in zip(seen["rounds"], values, strict=True) if turn]
@@ -162,14 +163,6 @@ def distance(result: Result) -> Sheet | None:
         name_ends(right, ends)
 
     return Sheet(HIGH, paint)
-
-
-def _sent(run: Run) -> list[tuple[int, int]]:
-    total, found = 0, []
-    for row in run["rounds"]:
-        total += row["up"]
-        found.append((row["round"], total))
-    return found
 
 
 # ---- F5: who gains from the personal epoch

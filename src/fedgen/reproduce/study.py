@@ -146,11 +146,8 @@ def _chosen(plan: Plan) -> dict[str, Any]:
     found: dict[str, Any] = {name: getattr(plan, name) for name in ("seed", "rounds")}
     for section in [*plans.TABLES, *plans.SECTIONS]:
         part = getattr(plan, section)
-        said = {spot.name: getattr(part, spot.name) for spot in fields(part)}
-        found[section] = [
-            type(part).__name__,
-            {spot.name: said[spot.name] for spot in fields(part) if said[spot.name] != spot.default},
-        ]
+        said = {spot.name: value for spot in fields(part) if (value := getattr(part, spot.name)) != spot.default}
+        found[section] = [type(part).__name__, said]
     return found
 
 
