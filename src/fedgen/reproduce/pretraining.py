@@ -10,15 +10,18 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers, trainers
 from torch import Tensor
 from torch.nn import functional as F
-from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+from transformers import PreTrainedTokenizerFast
 
 from fedgen.store import write_whole
+
+if TYPE_CHECKING:
+    from transformers import LlamaForCausalLM
 
 END = "<|end|>"
 EVERY = 100  # steps between two looks at what is held out
@@ -61,8 +64,10 @@ def stream(tokenizer: PreTrainedTokenizerFast, texts: Sequence[str]) -> Tensor:
     return torch.tensor([token for text in found for token in (end, *text)])
 
 
-def network(shape: Shape, tokenizer: PreTrainedTokenizerFast, draw: torch.Generator) -> LlamaForCausalLM:
+def network(shape: Shape, tokenizer: PreTrainedTokenizerFast, draw: torch.Generator) -> "LlamaForCausalLM":
     """An untrained network, its weights from the generator alone."""
+    from transformers import LlamaConfig, LlamaForCausalLM  # a second to import, which no other command should wait for
+
     ends = {name: getattr(tokenizer, name) for name in ("bos_token_id", "eos_token_id", "pad_token_id")}
     config = LlamaConfig(
         vocab_size=len(tokenizer), hidden_size=shape.hidden, intermediate_size=shape.inner,
@@ -77,14 +82,14 @@ def network(shape: Shape, tokenizer: PreTrainedTokenizerFast, draw: torch.Genera
     return model
 
 
-def loss_of(model: LlamaForCausalLM, ids: Tensor) -> Tensor:
+def loss_of(model: "LlamaForCausalLM", ids: Tensor) -> Tensor:
     """The mean loss of the next token over rows of tokens."""
     logits = model(input_ids=ids[:, :-1], use_cache=False).logits
     return F.cross_entropy(logits.flatten(0, 1).float(), ids[:, 1:].flatten())
 
 
 @torch.no_grad()
-def held_out_loss(model: LlamaForCausalLM, tokens: Tensor, shape: Shape) -> float:
+def held_out_loss(model: "LlamaForCausalLM", tokens: Tensor, shape: Shape) -> float:
     """The loss on tokens that are not learnt, in rows of the same length."""
     wide = shape.context + 1
     parts = tokens[: len(tokens) // wide * wide].view(-1, wide).split(shape.batch)
@@ -92,7 +97,7 @@ def held_out_loss(model: LlamaForCausalLM, tokens: Tensor, shape: Shape) -> floa
 
 
 def learn(
-    model: LlamaForCausalLM,
+    model: "LlamaForCausalLM",
     train: Tensor,
     valid: Tensor,
     shape: Shape,
@@ -120,7 +125,7 @@ def learn(
 
 
 def _step(
-    model: LlamaForCausalLM, optimizer: torch.optim.Optimizer, train: Tensor, shape: Shape, draw: torch.Generator
+    model: "LlamaForCausalLM", optimizer: torch.optim.Optimizer, train: Tensor, shape: Shape, draw: torch.Generator
 ) -> float:
     at = torch.randint(len(train) - shape.context - 1, (shape.batch,), generator=draw)
     ids = train[at[:, None] + torch.arange(shape.context + 1)]
