@@ -15,7 +15,9 @@ from fedgen.encode import seal as sealed_prompt
 from fedgen.encode import unseal
 from fedgen.errors import FedgenError, PlanError
 from fedgen.exhibit import draw
+from fedgen.fleet_cli import fleet_app
 from fedgen.methods import METHODS, over
+from fedgen.places import node as warm
 from fedgen.report.wording import saving, size
 from fedgen.reproduce import page, reproduce
 from fedgen.run import PLAN, Run
@@ -27,6 +29,7 @@ DEMOS = Path(__file__).parent / "demos"
 WIDE = 160  # columns for a pipe or a file, where nothing should be cut
 
 app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False, help=__doc__)
+app.add_typer(fleet_app, name="fleet")
 out = Console(highlight=False, width=None if sys.stdout.isatty() else WIDE)
 
 MIXTURE = "global, cluster-N, global@round-N or client/NAME; or several with weights, as cluster-1=0.7,cluster-2=0.7."
@@ -93,6 +96,23 @@ def run_plan(
         _say_cost(wanted)
     else:
         _play(wanted, to)
+
+
+@fleet_app.command("run")
+def run_on_fleet(
+    plan: Annotated[Path, typer.Argument(metavar="PLAN", help="A plan, a TOML file.")],
+    folder: Annotated[Path, typer.Option(help="The fleet's folder.")] = Path("fleet"),
+    to: Annotated[Path | None, typer.Option(help="The run's folder; by default a new one below runs/.")] = None,
+    settings: Settings = [],  # noqa: B006
+) -> None:
+    """Run a plan on a fleet: `fedgen run` with place = "fleet" and this fleet's folder."""
+    _play(plans.read(plan, [*settings, "place=fleet", f"fleet.folder={folder}"]), to)
+
+
+@app.command()
+def node(folder: Annotated[Path, typer.Argument(metavar="FOLDER", help="The node's folder on this device.")]) -> None:
+    """Keep this device's backbone warm and answer for its clients; a fleet starts it when it is needed."""
+    warm.serve(folder)
 
 
 @app.command("methods")

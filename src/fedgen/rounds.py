@@ -11,7 +11,7 @@ from typing import Any
 from fedgen import lora, tree
 from fedgen.aggregate import ANEW, Aggregate, Fold
 from fedgen.cohort import Cohort
-from fedgen.errors import ClientError
+from fedgen.errors import ClientError, TreeError
 from fedgen.groups import Rules, choice, exchanged, grouped, joined, members, merged, offers, parted
 from fedgen.outer import Outer
 from fedgen.records import GLOBAL, Ask, Failure, Offer, Reply, Report, State, Tree, Update
@@ -51,19 +51,13 @@ class _Tally:
     def take(self, reply: Reply) -> None:
         """Count one reply, and fold it in if it is an update."""
         self.down += reply.down
-        if isinstance(reply, Update) and (why := self._broken(reply)):
+        if isinstance(reply, Update) and (why := self._broken(reply) or self._unfit(reply)):
             reply = Failure(reply.round, reply.client, reply.cluster, why, reply.down)
         if isinstance(reply, Failure):
             self.failures.append(reply)
             return
-        if reply.cluster not in self.folds:
-            now, server = self.state.adapters[reply.cluster], self.server
-            self.likes[reply.cluster] = server.share.like(now, self.state.round + 1, server.rank)
-            self.folds[reply.cluster] = server.aggregate.fold(self.likes[reply.cluster])
         if self.server.share.prune:
             self.ranks[reply.client] = lora.rank(reply.adapter)
-        whole = self.server.share.read(reply.adapter, self.likes[reply.cluster], self.state.round + 1)
-        self.folds[reply.cluster].add(dataclasses.replace(reply, adapter=whole))
         self.weights[reply.cluster] = self.weights.get(reply.cluster, 0.0) + reply.examples
         if self.server.rules.hierarchy.split:
             self.updates.append(reply)
@@ -76,6 +70,20 @@ class _Tally:
         if update.cluster not in self.state.adapters:
             return f"the update is of cluster '{update.cluster}', which is none"
         return "" if tree.is_finite(update.adapter) else "the update holds numbers that are not finite"
+
+    def _unfit(self, update: Update) -> str:
+        """Why an update cannot be folded in; nothing once it is."""
+        turn, server = self.state.round + 1, self.server
+        like = self.likes.get(update.cluster) or server.share.like(
+            self.state.adapters[update.cluster], turn, server.rank
+        )
+        fold = self.folds.get(update.cluster) or server.aggregate.fold(like)
+        try:
+            fold.add(dataclasses.replace(update, adapter=server.share.read(update.adapter, like, turn)))
+        except TreeError as error:
+            return str(error)
+        self.likes[update.cluster], self.folds[update.cluster] = like, fold
+        return ""
 
     def report(self, names: Sequence[str], seconds: float, clusters: Mapping[str, Any]) -> Report:
         """The round as it went; the order of arrival leaves no trace."""

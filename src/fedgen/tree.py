@@ -122,9 +122,10 @@ class Sum:
             self._total = {key: torch.zeros(value.shape, dtype=torch.int64) for key, value in tree.items()}
         check(tree, self._total, "sum")
         longest = torch.tensor([value.abs().max().item() for value in tree.values()], dtype=torch.float64)
-        self._reach += weight * longest.max().item()  # torch's, which lets a NaN through wherever it stands
-        if not self._reach < LIMIT:
-            raise TreeError(f"sum: weighted values reach {self._reach:.3g}, at most {LIMIT:.3g} can be summed exactly")
+        reach = self._reach + weight * longest.max().item()  # torch's, which lets a NaN through wherever it stands
+        if not reach < LIMIT:
+            raise TreeError(f"sum: weighted values reach {reach:.3g}, at most {LIMIT:.3g} can be summed exactly")
+        self._reach = reach  # one that is refused leaves no trace
         for key, value in tree.items():
             self._total[key] += (value.detach().cpu().double() * (weight * 2.0**FRACTION)).round().long()
         self.weight += weight

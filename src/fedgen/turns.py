@@ -18,7 +18,7 @@ from fedgen.encode import Encoder, Profile, Silent
 from fedgen.errors import FedgenError
 from fedgen.evaluate import Score, score
 from fedgen.personal import Personal
-from fedgen.records import GLOBAL, Client, Failure, Offer, Reply, Rows, Update
+from fedgen.records import GLOBAL, Client, Failure, Offer, Reply, Rows, Tree, Update
 from fedgen.share import Halves, Share
 from fedgen.store import Shelf
 from fedgen.weights import AnyBank
@@ -61,7 +61,7 @@ def turns(site: Site, offers: Sequence[Offer]) -> list[Reply]:
             site.shelf.put(offer.client, offer.round, kept.adapter)
         elif offer.use == "score" and site.share.keep:
             site.shelf.put(offer.client, offer.round, offer.adapter)
-        elif offer.use == "score" and (was := site.shelf.get(offer.client)):
+        elif offer.use == "score" and (was := _kept(site, offer)):
             site.shelf.put(offer.client, offer.round, site.personal.meet(was, offer))
     scores = _score(site, [offer for offer in known if offer.use in ("check", "score")])
     took = {offer.client: offer for offer in known}
@@ -110,7 +110,7 @@ def _met(site: Site, taken: Sequence[Offer]) -> list[Offer]:
     """Each offer with the adapter that its client has, now that it has this offer, and the rank that it trains at."""
     found = []
     for offer in taken:
-        own = site.shelf.get(offer.client) if site.share.keep and offer.adapter else None
+        own = _kept(site, offer) if site.share.keep and offer.adapter else None
         rank = offer.rank or site.bank.layout.rank_of(offer.adapter) if offer.adapter else 0
         found.append(dataclasses.replace(offer, adapter=site.share.meet(offer.adapter, own), rank=rank))
     return found
@@ -126,10 +126,14 @@ def _encoded(site: Site, offer: Offer, client: Client) -> Reply:
     return Update(offer.round, client.name, offer.cluster, {}, count(client.train), {}, profile=profile)
 
 
+def _kept(site: Site, offer: Offer) -> Tree | None:
+    """The client's own part as it was before this turn, however often the turn is taken."""
+    return site.shelf.get(offer.client, before=offer.round + (offer.use == "check"))
+
+
 def _own_start(site: Site, offer: Offer) -> Start | None:
     """What the client's own adapter trains from in this turn; None if it does not train."""
-    own = site.shelf.get(offer.client)
-    each_round = site.personal.each_round
+    own, each_round = _kept(site, offer), site.personal.each_round
     due = (offer.use == "train" and each_round) or (offer.use == "score" and (own is None or not each_round))
     if not due:
         return None

@@ -14,7 +14,7 @@ FLOORS = [
     "cohort aggregate outer cluster kinship exchange share personal guards devices",
     "turns groups rounds journal plan methods roster run sample exhibit",
     "places serve.pool serve.engine",
-    ". report screen reproduce serve.page serve.api serve cli __main__",  # the dot is fedgen/__init__.py
+    ". report screen reproduce serve.page serve.api serve fleet_cli cli __main__",  # the dot is fedgen/__init__.py
 ]
 PLACE = {room: (floor, step) for floor, rooms in enumerate(FLOORS) for step, room in enumerate(rooms.split())}
 

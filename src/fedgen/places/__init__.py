@@ -2,6 +2,7 @@
 
 import time
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -11,9 +12,12 @@ from fedgen.errors import StoreError
 from fedgen.exhibit import QUALITY, exhibit, ready
 from fedgen.groups import refuse
 from fedgen.journal import hold
-from fedgen.places import inprocess
+from fedgen.places import fleet, inprocess
+from fedgen.places.flower.app import app_of
+from fedgen.places.flower.fleet import Fleet, standing, stop, submit
+from fedgen.places.flower.simulation import simulated
 from fedgen.plan import Plan
-from fedgen.run import PLAN, SHELF, Cost, Finished, Run, Tell, cost_of, go, rules_of
+from fedgen.run import PLAN, SHELF, Cost, Finished, Place, Run, Tell, cost_of, go, rules_of
 from fedgen.sample import sampler
 from fedgen.store import write_whole
 
@@ -36,13 +40,49 @@ def run(
     backbone = plan.backbone.load()
     settled = inprocess.settle(plan, backbone)
     ready(settled, backbone)
+    if settled.place == "fleet":
+        return _sent(where, settled, tell)
     place = inprocess.place(settled, backbone, where / SHELF, tell)
     cost_of(settled, place)  # refuses a cohort larger than the clients, before anything is written
     refuse(rules_of(settled, place), sorted(place.sizes))
     with hold(where):
-        _refuse_a_run(where)  # another process may have been faster
-        write_whole(where / PLAN, plans.write(settled).encode())
-        return _shown(go(where, settled, place, tell), tell)
+        _write_plan(where, settled)
+        return _shown(_gone(where, settled, place, tell), tell)
+
+
+def _write_plan(folder: Path, settled: Plan) -> None:
+    _refuse_a_run(folder)  # another process may have been faster
+    write_whole(folder / PLAN, plans.write(settled).encode())
+
+
+def _gone(folder: Path, settled: Plan, place: Place, tell: Tell) -> Run:
+    """The run, played where the plan says."""
+    if settled.place == "ray":
+        with simulated(settled, folder, tell) as ask:
+            return go(folder, settled, replace(place, ask=ask), tell)
+    return go(folder, settled, place, tell)
+
+
+def _sent(folder: Path, settled: Plan, tell: Tell) -> Run:
+    """The run, begun on a fleet and followed to its end."""
+    chosen = Fleet(Path(settled.fleet.folder))
+    with hold(folder):
+        _write_plan(folder, settled)
+    return _followed(folder, chosen, tell)
+
+
+def _followed(folder: Path, chosen: Fleet, tell: Tell) -> Run:
+    """The run on its fleet: played by it already, or from now on; Ctrl-C stops it there."""
+    fleet.name(folder)
+    job = "" if fleet.is_served(folder) else submit(chosen, app_of(folder))
+    try:
+        found = fleet.follow(folder, lambda: standing(chosen, job) if job else "", tell)
+    except KeyboardInterrupt:
+        if job:
+            stop(chosen, job)
+        raise
+    tell(Finished(folder))
+    return found
 
 
 def _refuse_a_run(folder: Path) -> None:
@@ -56,12 +96,14 @@ def _refuse_a_run(folder: Path) -> None:
 def resume(folder: Path | str, *, tell: Tell = silent) -> Run:
     """Go on with a run from its last finished round; the end is that of an uninterrupted run."""
     found = Run(Path(folder))
+    settled = found.plan
+    if settled.place == "fleet" and not found.finished:
+        return _followed(found.folder, Fleet(Path(settled.fleet.folder)), tell)
     with hold(found.folder):
         if found.finished:
             return _shown(found, tell) if _undrawn(found) else found
-        settled = found.plan
         place = inprocess.place(settled, settled.backbone.load(), found.folder / SHELF, tell)
-        return _shown(go(found.folder, settled, place, tell), tell)
+        return _shown(_gone(found.folder, settled, place, tell), tell)
 
 
 def _undrawn(run: Run) -> bool:

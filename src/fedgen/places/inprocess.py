@@ -22,10 +22,11 @@ from fedgen.client import width
 from fedgen.data import clients
 from fedgen.data.deal import count
 from fedgen.plan import Plan
-from fedgen.records import Ask, Client, Document, Offer, Reply, Update
+from fedgen.records import Ask, Client, Document, Offer, Reply, Tree, Update
 from fedgen.run import Place
 from fedgen.store import Shelf
 from fedgen.turns import Site, turns
+from fedgen.weights import AnyBank
 
 TREES = ("adapter", "beside", "profile", "up", "down")  # fields of a message that are trees, or not sent
 SHELF_MEMORY = 2**28  # bytes of clients' own adapters kept in memory
@@ -38,14 +39,15 @@ def settle(plan: Plan, backbone: Backbone) -> Plan:
     targets = () if whole_models else plan.adapter.targets or tuple(backbone.targets)
     adapter = dataclasses.replace(plan.adapter, targets=targets)
     training = dataclasses.replace(plan.training, cohort=wide)
-    places = {section: whole(getattr(plan, section)) for section in ("backbone", "data", "quality")}
+    reads = ("backbone", "data", "quality", *(["fleet"] if plan.place == "fleet" else []))
+    places = {section: whole(getattr(plan, section)) for section in reads}
     return dataclasses.replace(plan, **places, adapter=adapter, training=training)
 
 
 def whole(part: Any) -> Any:
     """A part with the path it reads from made absolute, so that a run can be resumed from any folder."""
     said = {spot.name: getattr(part, spot.name) for spot in dataclasses.fields(part)}
-    paths = {key: said[key] for key in ("path", "source", "weights", "clip") if said.get(key)}
+    paths = {key: said[key] for key in ("path", "source", "weights", "clip", "folder") if said.get(key)}
     local = {key: path for key, path in paths.items() if path != "embedded" and not path.startswith("hub:")}
     return dataclasses.replace(part, **{key: str(Path(path).expanduser().absolute()) for key, path in local.items()})
 
@@ -53,41 +55,48 @@ def whole(part: Any) -> Any:
 def place(plan: Plan, backbone: Backbone, shelf: Path | None, tell: Callable[[object], None]) -> Place:
     """This process as a place for a settled plan."""
     documents, shares = shared_out(plan)
-    held, dropped = _held(plan, backbone, documents, shares)
-    labels = _known({name: _label(documents[at].label for at in shares[name]) for name in held})
+    held, dropped = hold(plan, backbone, documents, shares)
+    labels = known(labels_of(held, documents, shares))
     facts = facts_of(plan, backbone)
     bank = plan.adapter.bank(backbone.network, plan.width)
     own = Shelf(shelf, SHELF_MEMORY)
     parts = plan.training, plan.personal, own, plan.evaluate.rows, plan.encode, plan.profile, plan.share
     site = Site(plan.seed, backbone, bank, held, *parts)
-    start = bank.fresh(seeds.generator(plan.seed, -1, "", "adapter"), plan.adapter.rank)
+    start = start_of(plan, bank)
     sizes = {name: count(client.train) for name, client in held.items()}
     counts = {"clients": len(held), "dropped": list(dropped), "rows": sum(sizes.values())}
     return Place(sizes, asker(site, tell), start, own, facts | counts, labels)
 
 
+def start_of(plan: Plan, bank: AnyBank) -> Tree:
+    """The adapter that all start from."""
+    return bank.fresh(seeds.generator(plan.seed, -1, "", "adapter"), plan.adapter.rank)
+
+
 def hold_data(plan: Plan, backbone: Backbone) -> tuple[dict[str, Client], tuple[str, ...]]:
     """The clients with their encoded rows, and the names of those too small."""
-    return _held(plan, backbone, *shared_out(plan))
+    return hold(plan, backbone, *shared_out(plan))
 
 
-def _held(
+def hold(
     plan: Plan, backbone: Backbone, documents: Sequence[Document], shares: Mapping[str, Sequence[int]]
 ) -> tuple[dict[str, Client], tuple[str, ...]]:
+    """These clients with their encoded rows, and the names of those too small."""
     draw_of = functools.partial(_draw, plan.seed)
     return clients(documents, shares, backbone.encode, plan.deal, draw_of)
 
 
-def _known(labels: Mapping[str, str]) -> dict[str, str]:
+def labels_of(
+    held: Iterable[str], documents: Sequence[Document], shares: Mapping[str, Sequence[int]]
+) -> dict[str, str]:
+    """The one label of all of a client's documents, of those who have one."""
+    found = {name: {documents[at].label for at in shares[name]} for name in held}
+    return {name: next(iter(own)) for name, own in found.items() if len(own) == 1 and own != {""}}
+
+
+def known(labels: Mapping[str, str]) -> dict[str, str]:
     """The clients' labels, if these make groups: none where no two clients share one."""
-    counts = Counter(filter(None, labels.values()))
-    return {name: label for name, label in labels.items() if label} if max(counts.values(), default=0) > 1 else {}
-
-
-def _label(labels: Iterable[str]) -> str:
-    """The one label of all of a client's documents; none if they have several."""
-    found = set(labels)
-    return found.pop() if len(found) == 1 else ""
+    return dict(labels) if max(Counter(labels.values()).values(), default=0) > 1 else {}
 
 
 def shared_out(plan: Plan) -> tuple[list[Document], dict[str, list[int]]]:

@@ -34,10 +34,25 @@ def agree(plan: Plan) -> None:
     if plan.quality.pictures and not isinstance(plan.backbone, Diffusion):
         raise PlanError("quality.pictures: only a backbone of kind 'diffusion' draws any; set it to 0")
 
+    if plan.place == "fleet":
+        _agree_on_fleet(plan)
     _agree_on_clusters(plan)
     _agree_on_share(plan)
     if plan.adapter.of == "weights":
         _agree_on_weights(plan)
+
+
+def _agree_on_fleet(plan: Plan) -> None:
+    if plan.quality.pictures:
+        raise PlanError("quality.pictures: are held against the clients' own, which stay on their devices; set it to 0")
+    if plan.deal.pooled:
+        raise PlanError("deal.pooled: clients' rows stay on their devices; leave it away, or use place = 'inprocess'")
+    if plan.fleet.buffer and plan.fleet.spare:
+        raise PlanError("fleet.buffer and fleet.spare: without rounds nobody is waited for in vain; set spare = 0")
+    if plan.fleet.buffer and not (type(plan.aggregate) is Average and isinstance(plan.share, Halves)):
+        raise PlanError("fleet.buffer: late changes are laid on newer factors; use aggregate.kind = 'average'")
+    if plan.fleet.buffer and plan.cluster.evidence in ("losses", "adapters"):
+        raise PlanError("fleet.buffer: clusters that rounds form need rounds; set buffer = 0")
 
 
 def _agree_on_share(plan: Plan) -> None:

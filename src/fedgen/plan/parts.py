@@ -74,13 +74,46 @@ class Quality:
 
 
 @dataclass(frozen=True)
+class Ray:
+    """With place = "ray": so many `actors` (0: as many as fit), each with `cpus` cores and a share `gpus` of one.
+
+    `address` is that of a Ray cluster (none: one is started here); its machines share this one's folders.
+    """
+
+    actors: Annotated[int, Range(0)] = 0
+    cpus: Annotated[int, Range(1)] = 1
+    gpus: Annotated[float, Range(0)] = 0.0
+    address: str = ""
+
+
+@dataclass(frozen=True)
+class Fleet:
+    """With place = "fleet": the fleet whose `folder` lies here starts a run once so many `nodes` are online.
+
+    After `deadline` seconds a round goes on without those who have not answered, if a share `quorum` of those asked
+    has; a run waits `patience` seconds for nodes or a quorum, then stops. A share `spare` of those asked is not waited
+    for: the slowest. With a `buffer`, rounds are asynchronous: each ends once so many updates have come, whatever
+    rounds they began in, and a change that is s rounds late counts (1 + s)^-`staleness`.
+    """
+
+    folder: str = "fleet"
+    nodes: Annotated[int, Range(1)] = 1
+    patience: Annotated[float, Range(0, open=True)] = 300.0
+    deadline: Annotated[float, Range(0, open=True)] = 600.0
+    quorum: Annotated[float, Range(0, 1)] = 0.5
+    spare: Annotated[float, Range(0, 0.9)] = 0.0
+    buffer: Annotated[int, Range(0)] = 0
+    staleness: Annotated[float, Range(0)] = 0.5
+
+
+@dataclass(frozen=True)
 class Plan:
     """Everything a run depends on: one part a section."""
 
     name: str = "run"
     seed: Annotated[int, Range(0)] = 0
     rounds: Annotated[int, Range(1)] = 10
-    place: Literal["inprocess"] = "inprocess"
+    place: Literal["inprocess", "ray", "fleet"] = "inprocess"
     backbone: Model = field(default_factory=Language)
     adapter: Adapter = field(default_factory=Adapter)
     data: Source = field(default_factory=Stdlib)
@@ -99,6 +132,8 @@ class Plan:
     personal: Personal = field(default_factory=FineTune)
     evaluate: Measure = field(default_factory=Measure)
     quality: Quality = field(default_factory=Quality)
+    ray: Ray = field(default_factory=Ray)
+    fleet: Fleet = field(default_factory=Fleet)
 
     @property
     def width(self) -> int:
@@ -130,6 +165,8 @@ SECTIONS: dict[str, type[Any]] = {
     "hierarchy": Hierarchy,
     "evaluate": Measure,
     "quality": Quality,
+    "ray": Ray,
+    "fleet": Fleet,
 }
 
 

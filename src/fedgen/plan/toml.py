@@ -18,7 +18,7 @@ def read(source: Plan | Path | str | Mapping[str, Any], settings: Sequence[str] 
     """A plan from a file, a dict or another plan, with `section.key=value` settings laid over it."""
     if isinstance(source, Plan):  # made in Python, where nothing has looked at it yet
         source = tomllib.loads(write(source))
-    keys = source if isinstance(source, Mapping) else _load(Path(source))
+    keys = source if isinstance(source, Mapping) else load(Path(source))
     keys = {key: dict(value) if isinstance(value, Mapping) else value for key, value in keys.items()}
     for setting in sorted(settings, key=lambda setting: ".kind" not in setting.partition("=")[0]):  # kinds come first
         _lay(keys, setting)
@@ -27,13 +27,14 @@ def read(source: Plan | Path | str | Mapping[str, Any], settings: Sequence[str] 
     return plan
 
 
-def _load(path: Path) -> dict[str, Any]:
+def load(path: Path, what: str = "plan") -> dict[str, Any]:
+    """The keys of a TOML file."""
     try:
         return tomllib.loads(path.read_text("utf-8-sig"))
     except OSError as error:
-        raise PlanError(f"plan '{path}': cannot be read ({error.strerror}); wanted a TOML file") from error
+        raise PlanError(f"{what} '{path}': cannot be read ({error.strerror}); wanted a TOML file") from error
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-        raise PlanError(f"plan '{path}': is not TOML: {error}") from error
+        raise PlanError(f"{what} '{path}': is not TOML: {error}") from error
 
 
 def _lay(keys: dict[str, Any], setting: str) -> None:
@@ -62,7 +63,7 @@ def _plan(keys: Mapping[str, Any]) -> Plan:
         if key not in hints:
             raise PlanError(f"plan: '{key}' is not one of {', '.join(hints)}")
         if key in known:
-            parts[key] = _value(key, value, hints[key])
+            parts[key] = value_of(key, value, hints[key])
         elif not isinstance(value, dict):
             raise PlanError(f"plan: '{key}' is a section, came {value!r}; write [{key}] and its keys below it")
         else:
@@ -73,16 +74,17 @@ def _plan(keys: Mapping[str, Any]) -> Plan:
 def _section(section: str, keys: Mapping[str, Any]) -> Any:
     keys = dict(keys)
     if section in SECTIONS:
-        return _part(section, SECTIONS[section], keys)
+        return part_of(section, SECTIONS[section], keys)
     table = TABLES[section]
     default = type(getattr(Plan(), section))
     kind = keys.pop("kind", next(name for name, part in table.items() if part is default))
     if not isinstance(kind, str) or kind not in table:
         raise PlanError(f"{section}.kind: {kind!r} is not one of {', '.join(table)}")
-    return _part(section, table[kind], keys)
+    return part_of(section, table[kind], keys)
 
 
-def _part(section: str, part: type[Any], keys: Mapping[str, Any]) -> Any:
+def part_of(section: str, part: type[Any], keys: Mapping[str, Any]) -> Any:
+    """The part with its keys as a section says them."""
     said = typing.get_type_hints(part, include_extras=True)
     hints = {spot.name: said[spot.name] for spot in dataclasses.fields(part)}
     for key in keys:
@@ -93,14 +95,14 @@ def _part(section: str, part: type[Any], keys: Mapping[str, Any]) -> Any:
         needed = spot.default is dataclasses.MISSING and spot.default_factory is dataclasses.MISSING
         if needed and spot.name not in keys:
             raise PlanError(f"{section}.{spot.name}: is missing; {part.__name__} wants {wish_of(hints[spot.name])}")
-    values = {key: _value(f"{section}.{key}", value, hints[key]) for key, value in keys.items()}
+    values = {key: value_of(f"{section}.{key}", value, hints[key]) for key, value in keys.items()}
     try:
         return part(**values)
     except FedgenError as error:  # keys that are right alone and wrong together
         raise PlanError(f"{section}: {error}") from error
 
 
-def _value(where: str, value: Any, hint: Any) -> Any:
+def value_of(where: str, value: Any, hint: Any) -> Any:
     """The value as the hint wants it, or one clear line."""
     base, *marks = typing.get_args(hint) if typing.get_origin(hint) is Annotated else (hint,)
     if typing.get_origin(base) is Literal:
@@ -109,7 +111,8 @@ def _value(where: str, value: Any, hint: Any) -> Any:
         return value
     if typing.get_origin(base) is tuple and isinstance(value, list | tuple):
         item = typing.get_args(base)[0]
-        if all(type(each) is item and (item is not str or _is_writable(each)) for each in value):
+        each_right = all(type(each) is item and (item is not str or _is_writable(each)) for each in value)
+        if each_right and all(value in mark for mark in marks):
             return tuple(value)
     if base is float and isinstance(value, int) and not isinstance(value, bool):
         value = float(value)

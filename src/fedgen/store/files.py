@@ -19,12 +19,15 @@ def read_bytes(path: Path) -> bytes:
         raise StoreError(f"{path}: cannot be read ({error.strerror}); is the path right?") from error
 
 
-def write_whole(path: Path, raw: bytes) -> None:
-    """Write a file so that at any moment its old or its new content is there, and the new one survives a power cut."""
+def write_whole(path: Path, raw: bytes, mode: int = 0o666) -> None:
+    """Write a file so that at any moment its old or its new content is there, and the new one survives a power cut.
+
+    A new file is open to whom `mode` says, less what the user's own mask forbids, from its first moment.
+    """
     part = path.with_name(f".{path.name}.{secrets.token_hex(4)}.part")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        _write_through(part, raw)
+        _write_through(part, raw, mode)
         part.replace(path)
         _sync(path.parent)
     except OSError as error:
@@ -71,8 +74,8 @@ def _refuse_to_lose(folder: Path, files: Mapping[str, bytes]) -> None:
         raise StoreError(f"{folder}: holds '{min(odd)}', which would be lost; take it out or choose another folder")
 
 
-def _write_through(path: Path, raw: bytes) -> None:
-    with path.open("wb") as file:
+def _write_through(path: Path, raw: bytes, mode: int = 0o666) -> None:
+    with os.fdopen(os.open(path, os.O_CREAT | os.O_TRUNC | os.O_WRONLY, mode), "wb") as file:
         file.write(raw)
         file.flush()
         os.fsync(file.fileno())

@@ -41,12 +41,13 @@ class Shelf:
         self._dirty.add((name, turn))
         self._warm_up((name, turn), _copy(tree))
 
-    def get(self, client: str) -> Tree | None:
-        """The client's newest part, with its keys in alphabetical order."""
+    def get(self, client: str, before: int | None = None) -> Tree | None:
+        """The client's newest part, or the newest of an earlier round than that; its keys in alphabetical order."""
         name = _escape(client)
-        if name not in self._rounds:
+        known = [at for at in self._rounds.get(name, ()) if before is None or at < before]
+        if not known:
             return None
-        key = name, max(self._rounds[name])
+        key = name, max(known)
         tree = self._warm[key] if key in self._warm else self._read(key)[0]
         self._warm_up(key, tree)
         return _copy(tree)

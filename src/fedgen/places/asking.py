@@ -1,0 +1,241 @@
+"""The server's end of a fleet: what is under way, and when a round has waited long enough."""
+
+import math
+import time
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass, replace
+from typing import Protocol
+
+from fedgen.errors import ClientError
+from fedgen.places import wire
+from fedgen.places.roll import NAP, Arrived, Noticed, Post
+from fedgen.places.wire import Errand
+from fedgen.plan import Fleet
+from fedgen.records import Failure, Offer, Reply, Tree, Update
+
+
+@dataclass(frozen=True)
+class Sent:
+    """Offers under way to one node: since when, for which ask, and each one's share of the parcel's bytes."""
+
+    node: int
+    offers: tuple[Offer, ...]
+    at: float
+    ask: "Asked"
+    shares: tuple[int, ...]
+
+
+@dataclass(eq=False)
+class Asked:
+    """One ask: what it is about, the offers still to be sent, and what has come of it."""
+
+    round: int
+    use: str
+    many: int
+    began: float
+    waiting: dict[str, Offer]
+    now: Mapping[str, Tree]  # each cluster's adapter as it is offered
+    answered: int = 0
+    updates: int = 0
+    up: int = 0
+    down: int = 0
+
+
+@dataclass(frozen=True)
+class Standing:
+    """How an ask stands."""
+
+    round: int
+    use: str
+    nodes: int
+    asked: int
+    answered: int
+    seconds: float
+    deadline: float
+    up: int
+    down: int
+
+
+class Presence(Protocol):
+    """Who is online, and where a client is."""
+
+    online: set[int]
+
+    def look(self) -> None:
+        """See how that stands now."""
+
+    def at(self, client: str) -> int | None:
+        """The node that a client can be reached on now."""
+
+
+class Asking:
+    """Asks clients wherever they are; `most` bytes are read of one reply."""
+
+    def __init__(
+        self, post: Post, errand: Errand, terms: Fleet, roll: Presence, most: int, *, tell: Callable[[object], None]
+    ) -> None:
+        self.post, self.errand, self.terms, self.roll, self.most, self.tell = post, errand, terms, roll, most, tell
+        self.flying: dict[str, Sent] = {}
+        self.early: list[Reply] = []  # changes that came while something else was asked
+        self._began = False
+
+    def ask(self, offers: Iterable[Offer]) -> Iterator[Reply]:
+        """Offer, and yield replies as they come, until enough have or the time is up."""
+        found = list(offers)
+        if not found:
+            return
+        first, done = found[0], found[0].round - 1
+        if not self._began:  # a session's first ask is of the round after the last finished one
+            self._began, self.errand = True, replace(self.errand, base=done)
+        self.errand = replace(self.errand, done=done)
+        busy = {offer.client for sent in self.flying.values() for offer in sent.offers} if self.terms.buffer else set()
+        waiting = {offer.client: offer for offer in found if offer.client not in busy}
+        now = {offer.cluster: offer.adapter for offer in found}
+        asked = Asked(first.round, first.use, len(found), time.monotonic(), waiting, now)
+        while not self._over(asked):
+            self.roll.look()
+            self._send(asked)
+            before = asked.answered
+            for reply in self._arrivals(asked):
+                yield self._counted(asked, reply)
+            self._stand(asked)
+            if asked.answered == before:
+                time.sleep(NAP)
+        for failure in self._given_up(asked):
+            yield self._counted(asked, failure)
+        self._stand(asked)
+
+    # ---- how long
+
+    def _over(self, asked: Asked) -> bool:
+        """Whether this ask has waited long enough; too few updates of a round are an error."""
+        trains, buffer = asked.use == "train", self.terms.buffer
+        if trains and asked.updates >= (buffer or math.ceil(asked.many * (1 - self.terms.spare))):
+            return True
+        out = any(sent.ask is asked or (buffer and trains) for sent in self.flying.values())
+        if not out and not asked.waiting:
+            return True
+        spent = time.monotonic() - asked.began
+        enough = asked.use == "check" or asked.updates >= math.ceil(self.terms.quorum * asked.many)
+        if enough and (spent > self.terms.deadline or not (out or self._reachable(asked))):
+            return True
+        if spent <= max(self.terms.deadline, self.terms.patience):
+            return False
+        if trains and not buffer:
+            wish = f"wanted updates of {self.terms.quorum:g} of those asked (fleet.quorum)"
+            came = f"came {asked.updates} of {asked.many} in {spent:.0f} s, with {len(self.roll.online)} nodes online"
+            raise ClientError(f"round {asked.round}: {wish}, {came}; resume once more are online, or lower it")
+        return True
+
+    def _reachable(self, asked: Asked) -> bool:
+        return any(self.roll.at(name) is not None for name in asked.waiting)
+
+    def _given_up(self, asked: Asked) -> Iterator[Failure]:
+        """Those who are not waited for any more, with the reason; asynchronous ones may take longer than a round."""
+        now, terms = time.monotonic(), self.terms
+        spent = now - asked.began
+        yield from (_failed(offer, "its node is not online") for offer in asked.waiting.values())
+        for ticket, sent in list(self.flying.items()):
+            if terms.buffer and asked.use == "train":
+                if now - sent.at > terms.deadline:
+                    del self.flying[ticket]
+                    yield from (_failed(offer, f"no answer within {terms.deadline:g} s") for offer in sent.offers)
+            elif now - sent.at > 2 * (terms.deadline + terms.patience):  # long late, and no longer listened for
+                del self.flying[ticket]
+            elif sent.ask is asked:
+                why = f"no answer within {spent:.0f} s" if spent > terms.deadline else "enough others were faster"
+                bare = tuple(replace(offer, adapter={}, beside={}) for offer in sent.offers)  # what may come is late
+                self.flying[ticket] = replace(sent, offers=bare)
+                for offer, share in zip(sent.offers, sent.shares, strict=True):
+                    yield replace(_failed(offer, why), down=share)
+
+    # ---- there and back
+
+    def _send(self, asked: Asked) -> None:
+        """Send what is still to be sent to those who are online, a parcel a node."""
+        by_node: dict[int, list[Offer]] = {}
+        for name, offer in asked.waiting.items():
+            if (node := self.roll.at(name)) is not None:
+                by_node.setdefault(node, []).append(offer)
+        for node, own in by_node.items():
+            parcel = wire.offered(self.errand, own)
+            each, rest = divmod(parcel.size, len(own))
+            ticket = self.post.send(node, parcel, asked.use, asked.round)
+            if not ticket:
+                self.roll.online.discard(node)
+                continue
+            shares = tuple(each + (at < rest) for at in range(len(own)))
+            self.flying[ticket] = Sent(node, tuple(own), time.monotonic(), asked, shares)
+            for offer in own:
+                del asked.waiting[offer.client]
+
+    def _arrivals(self, asked: Asked) -> Iterator[Reply]:
+        """The replies to this ask that have come, and with a buffer all changes, whatever ask they are of."""
+        if asked.use == "train":
+            yield from (self._laid(reply, asked) for reply in self.early)
+            self.early = []
+        for arrived in self.post.arrived(list(self.flying)) if self.flying else ():
+            sent = self.flying.pop(arrived.ticket)
+            if sent.ask is not asked and not (self.terms.buffer and sent.ask.use == "train"):
+                names, spent = ", ".join(offer.client for offer in sent.offers), time.monotonic() - sent.at
+                said = (
+                    f"round {sent.ask.round}: {names} answered '{sent.ask.use}' after {spent:.0f} s, too late; dropped"
+                )
+                self.tell(Noticed(said))
+            elif arrived.gone and sent.ask is asked:  # its node may come back in time
+                self.roll.online.discard(sent.node)
+                asked.waiting |= {offer.client: offer for offer in sent.offers}
+            else:
+                yield from self._read(sent, arrived, asked)
+
+    def _read(self, sent: Sent, arrived: Arrived, asked: Asked) -> Iterator[Reply]:
+        replies: list[Reply] = [_failed(offer, arrived.reason) for offer in sent.offers]
+        if arrived.parcel is not None:
+            replies = wire.read_replies(arrived.parcel, sent.offers, self.most)
+        for reply, offer, share in zip(replies, sent.offers, sent.shares, strict=True):
+            reply = replace(reply, down=share)
+            if not (self.terms.buffer and sent.ask.use == "train"):
+                yield reply
+            elif asked.use == "train":
+                yield self._laid(_change(reply, offer), asked)
+            else:
+                self.early.append(_change(reply, offer))
+
+    def _laid(self, reply: Reply, asked: Asked) -> Reply:
+        """A change as an update of this round: smaller the later it is, and laid on today's adapter."""
+        if isinstance(reply, Failure) or reply.cluster not in asked.now:
+            reason = reply.reason if isinstance(reply, Failure) else f"late, and '{reply.cluster}' is no more"
+            return Failure(asked.round, reply.client, reply.cluster, reason, reply.down)
+        share = (1 + asked.round - reply.round) ** -self.terms.staleness
+        base = asked.now[reply.cluster]
+        adapter = {key: base[key] + share * change for key, change in reply.adapter.items()}
+        return replace(reply, round=asked.round, adapter=adapter)
+
+    # ---- what is told
+
+    def _counted(self, asked: Asked, reply: Reply) -> Reply:
+        asked.answered += 1
+        asked.down += reply.down
+        if isinstance(reply, Update):
+            asked.updates += 1
+            asked.up += reply.up
+        self.tell(reply)
+        return reply
+
+    def _stand(self, asked: Asked) -> None:
+        spent, online = time.monotonic() - asked.began, len(self.roll.online)
+        counts = asked.many, asked.answered, spent, self.terms.deadline, asked.up, asked.down
+        self.tell(Standing(asked.round, asked.use, online, *counts))
+
+
+def _failed(offer: Offer, reason: str) -> Failure:
+    return Failure(offer.round, offer.client, offer.cluster, reason)
+
+
+def _change(reply: Reply, offer: Offer) -> Reply:
+    """An update as its change from what was offered."""
+    if not isinstance(reply, Update):
+        return reply
+    if odd := [key for key, value in reply.adapter.items() if value.shape != offer.adapter.get(key, value[:0]).shape]:
+        return _failed(offer, f"update: '{odd[0]}' is not like the one that was offered")
+    return replace(reply, adapter={key: value - offer.adapter[key] for key, value in reply.adapter.items()})

@@ -1,0 +1,184 @@
+"""A run on a fleet: the server's half, played where Flower starts it, and whoever follows it from a terminal.
+
+The two share nothing but the run folder: its journal, what stands (`live.json`), and what was noticed (`fleet.log`).
+"""
+
+import fcntl
+import json
+import secrets
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from fedgen.errors import ClientError, FedgenError
+from fedgen.journal import Journal, hold
+from fedgen.places.asking import Asking, Standing
+from fedgen.places.inprocess import facts_of, known, start_of
+from fedgen.places.roll import CENSUS, Noticed, Post, Roll
+from fedgen.places.wire import Errand
+from fedgen.plan import write
+from fedgen.records import Failure, Report
+from fedgen.run import FACTS, JOURNAL, SCORES, SHELF, Began, Place, Run, Tell, go
+from fedgen.store import Shelf, write_whole
+
+LIVE, LOG, NAME = "live.json", "fleet.log", "run-id"
+OFTEN, NAP = 0.5, 0.2  # seconds between two writings of what stands, and between two looks at it
+UP = 180.0  # seconds until a server that was asked for must have begun
+ROOM = 2**20  # bytes of an honest reply beside twice its adapter
+
+
+# ---- the server's half
+
+
+def serve(folder: Path, post: Post) -> Run:
+    """Play the run of this folder over a post, or go on with it; what goes wrong is said in the folder too."""
+    with hold(folder):
+        live = Live(folder)
+        try:
+            found = _served(folder, post, live.tell)
+        except FedgenError as error:
+            live.end(str(error))
+            raise
+        except Exception as error:
+            live.end(f"{type(error).__name__}: {error}")
+            raise
+        live.end("")
+        return found
+
+
+def _served(folder: Path, post: Post, tell: Tell) -> Run:
+    run = Run(folder)
+    settled = run.plan
+    backbone = settled.backbone.load()
+    errand = Errand((folder / NAME).read_text("utf-8"), write(settled), secrets.token_hex(8))
+    bank = settled.adapter.bank(backbone.network, settled.width)
+    start, facts = start_of(settled, bank), facts_of(settled, backbone)
+    most = ROOM + 2 * bank.lines.element_size() * bank.layout.width
+    del backbone, bank  # from here on the server has adapters alone
+    roll = Roll(post, errand, settled.fleet, facts["backbone_hash"], tell)
+    roll.gather()
+    before = run.facts  # of a run that goes on: its clients are those that it began with
+    mine = {key: before[key] for key in CENSUS} if before else roll.census()
+    counts = {"clients": len(mine["sizes"]), "rows": sum(mine["sizes"].values())}
+    asking = Asking(post, errand, settled.fleet, roll, most, tell=tell)
+    place = Place(mine["sizes"], asking.ask, start, Shelf(folder / SHELF), facts | mine | counts, known(mine["labels"]))
+    return go(folder, settled, place, tell)
+
+
+class Live:
+    """Writes down what a run tells, for whoever follows it."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder, self.at = folder, 0.0
+        self.standing: dict[str, Any] = {}
+        self._write({})
+
+    def tell(self, event: object) -> None:
+        """Note what stands, now and then, and each thing noticed."""
+        if isinstance(event, Standing):
+            self.standing = asdict(event)
+            if time.monotonic() - self.at > OFTEN:
+                self._write({})
+        elif isinstance(event, Noticed):
+            with (self.folder / LOG).open("a", encoding="utf-8") as log:
+                log.write(f"{time.strftime('%Y-%m-%d %H:%M:%S')} {event.said}\n")
+
+    def end(self, error: str) -> None:
+        """The last word: why the server stopped, or that it is done."""
+        self._write({"ended": True, "error": error})
+
+    def _write(self, more: Mapping[str, Any]) -> None:
+        self.at = time.monotonic()
+        said = {"ended": False, "error": "", "time": time.time(), "standing": self.standing, **more}
+        write_whole(self.folder / LIVE, json.dumps(said).encode())
+
+
+# ---- whoever follows
+
+
+@dataclass
+class _Seen:
+    """How much of a run's folder was told already."""
+
+    rounds: int
+    noticed: int
+    began: bool = False
+    moment: float = 0.0
+
+
+def name(folder: Path) -> None:
+    """Give a run a name of its own among all that its devices may ever see; once."""
+    if not (folder / NAME).exists():
+        write_whole(folder / NAME, f"{folder.name}-{secrets.token_hex(4)}".encode())
+
+
+def is_served(folder: Path) -> bool:
+    """Whether a server plays this run now."""
+    with (folder / "lock").open("a+b") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            return True
+        return False
+
+
+def follow(folder: Path, standing: Callable[[], str], tell: Tell) -> Run:
+    """Tell what a fleet's run does until it has ended; `standing` is Flower's word on it, should it end without one."""
+    log = folder / LOG
+    seen = _Seen(len(Journal(folder / JOURNAL).lines()), log.stat().st_size if log.exists() else 0)
+    asked, began = time.time(), False
+    while True:
+        live = _live(folder)
+        began = began or (live.get("time", 0.0) >= asked)
+        ended = began and (live["ended"] or not is_served(folder))
+        if began:
+            _told(folder, seen, tell)
+        if ended:
+            live = _live(folder)
+            if (folder / SCORES).exists():
+                return Run(folder)
+            why = live["error"] or f"its server ended without a word ({standing()})"
+            remedy = f"all finished rounds are safe: go on with `fedgen resume {folder}`"
+            raise ClientError(f"run '{folder}': {why}; {remedy}")
+        if not began and time.time() - asked > UP:
+            raise ClientError(f"run '{folder}': no server began within {UP:g} s ({standing()}); see superlink.log")
+        time.sleep(NAP)
+
+
+def _live(folder: Path) -> dict[str, Any]:
+    try:
+        found: dict[str, Any] = json.loads((folder / LIVE).read_text("utf-8"))
+    except FileNotFoundError:
+        return {}
+    return found
+
+
+def _told(folder: Path, seen: _Seen, tell: Tell) -> None:
+    """Tell what is new in the folder."""
+    run = Run(folder)
+    if not seen.began and (folder / FACTS).exists():
+        seen.began, seen.rounds = True, min(seen.rounds, len(run.journal))  # a round cut short is played anew
+        tell(Began(folder, run.plan, run.facts, seen.rounds))
+    for noticed in _noticed(folder, seen):
+        tell(noticed)
+    live = _live(folder)
+    if live["standing"] and live["time"] > seen.moment:
+        seen.moment = live["time"]
+        tell(Standing(**live["standing"]))
+    for line in Journal(folder / JOURNAL).lines()[seen.rounds :] if seen.began else ():
+        seen.rounds += 1
+        failures = tuple(Failure(**failure) for failure in line["failures"])
+        for event in (*failures, Report(**line | {"failures": failures})):
+            tell(event)
+
+
+def _noticed(folder: Path, seen: _Seen) -> list[Noticed]:
+    """What the log has that was not told."""
+    if not (folder / LOG).exists():
+        return []
+    raw = (folder / LOG).read_bytes()[seen.noticed :]
+    whole = raw[: raw.rfind(b"\n") + 1]
+    seen.noticed += len(whole)
+    return [Noticed(line.split(" ", 2)[2]) for line in whole.decode().splitlines()]

@@ -1,0 +1,1 @@
+"""Everything that touches Flower and Ray; both are optional, and imported late."""

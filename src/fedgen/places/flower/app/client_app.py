@@ -1,0 +1,82 @@
+"""What Flower starts on a device for every message: hand it to the warm `fedgen node` there, and its answer back.
+
+Nothing but Flower and the standard library is imported, so that a message costs no more than Flower does.
+"""
+
+import json
+import subprocess
+import sys
+import time
+from multiprocessing.connection import Client, Connection
+from pathlib import Path
+
+from flwr.app import Array, ArrayRecord, ConfigRecord, Context, Message, RecordDict
+from flwr.clientapp import ClientApp
+
+PATIENCE, NAP, TRIES = 300.0, 0.1, 3  # seconds for a node to come up, seconds between two looks, nodes lost in one turn
+
+app = ClientApp()
+
+
+def carry(message: Message, context: Context) -> Message:
+    """The node's answer to a message."""
+    words = str(message.content["parcel"]["words"])
+    trees = [array.data for _, array in sorted(message.content["trees"].items())] if "trees" in message.content else []
+    words, trees = answer(Path(str(context.node_config["home"])), words, trees)
+    found = RecordDict({"parcel": ConfigRecord({"words": words})})
+    if trees:
+        arrays = {f"{at:06}": Array("uint8", (len(raw),), "safetensors", raw) for at, raw in enumerate(trees)}
+        found["trees"] = ArrayRecord(arrays)
+    return Message(found, reply_to=message)
+
+
+for kind in (app.train, app.evaluate, app.query):
+    kind()(carry)
+
+
+def answer(home: Path, words: str, trees: list[bytes]) -> tuple[str, list[bytes]]:
+    """The node's answer, from another one if it dies over it."""
+    for _ in range(TRIES):
+        try:
+            with reached(home) as node:
+                return asked(node, words, trees)
+        except (EOFError, ConnectionError):
+            continue
+    raise RuntimeError(f"the node's process ended {TRIES} times over this message; {home / 'node.log'} says why")
+
+
+def asked(node: Connection, words: str, trees: list[bytes]) -> tuple[str, list[bytes]]:
+    """One question and its answer: the words, how many trees, the trees."""
+    for part in (words.encode(), str(len(trees)).encode(), *trees):
+        node.send_bytes(part)
+    if node.recv_bytes() != b"done":
+        raise RuntimeError(node.recv_bytes().decode())
+    words = node.recv_bytes().decode()
+    return words, [node.recv_bytes() for _ in range(int(node.recv_bytes()))]
+
+
+def reached(home: Path) -> Connection:
+    """A line to the node, which is started if it is not there."""
+    until = time.monotonic() + PATIENCE
+    started = None
+    while time.monotonic() < until:
+        try:
+            said = json.loads((home / "node.json").read_text("utf-8"))
+            return Client(("127.0.0.1", said["port"]), authkey=bytes.fromhex(said["secret"]))
+        except (OSError, ValueError, EOFError):
+            pass
+        if started is None:
+            started = start(home)
+        elif started.poll() not in (None, 0):  # 0: another one was faster
+            break
+        time.sleep(NAP)
+    raise RuntimeError(f"the node did not come up; {home / 'node.log'} says why")
+
+
+def start(home: Path) -> "subprocess.Popen[bytes]":
+    """A node of its own session, which outlives this message."""
+    with (home / "node.log").open("ab") as log:
+        return subprocess.Popen(
+            [sys.executable, "-m", "fedgen", "node", str(home)],
+            stdin=subprocess.DEVNULL, stdout=log, stderr=log, start_new_session=True,
+        )  # fmt: skip

@@ -1,0 +1,246 @@
+"""What crosses between a server and its clients' machines: a few words as JSON, and each adapter once, as safetensors.
+
+Nothing that comes is believed: what is not whole, or not what was asked for, is a `Failure` with its reason.
+"""
+
+import json
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
+from typing import Any
+
+from torch import Tensor
+
+from fedgen import tree
+from fedgen.errors import ClientError, TreeError
+from fedgen.records import Failure, Offer, Reply, Tree, Update
+from fedgen.turns import read_scores
+
+PROFILE = "profile"  # the one key of a profile's tree
+TRAINED = ("loss", "terms")  # what a turn's metrics hold at least
+
+
+@dataclass(frozen=True)
+class Parcel:
+    """One message of several offers or replies."""
+
+    words: str
+    trees: tuple[bytes, ...] = ()
+
+    @property
+    def size(self) -> int:
+        """How many bytes cross."""
+        return len(self.words.encode()) + sum(map(len, self.trees))
+
+
+@dataclass(frozen=True)
+class Errand:
+    """On whose behalf a parcel goes out: the run, its settled plan, and the server's `session`, which began at `base`.
+
+    Clients' own parts that are newer than round `base` are of a session that was cut short; those from before `done`,
+    the last finished round, will not be asked for again.
+    """
+
+    run: str
+    plan: str
+    session: str = ""
+    base: int = 0
+    done: int = 0
+
+
+class _Trees:
+    """Trees under way, each distinct one once."""
+
+    def __init__(self) -> None:
+        self.packed: dict[bytes, int] = {}
+        self.known: dict[int, int] = {}
+
+    def at(self, found: Tree) -> int:
+        """Where this tree lies in the parcel; -1 for none."""
+        if not found:
+            return -1
+        if id(found) not in self.known:
+            self.known[id(found)] = self.packed.setdefault(tree.pack(found), len(self.packed))
+        return self.known[id(found)]
+
+
+# ---- the server's questions
+
+
+def question(errand: Errand) -> Parcel:
+    """Whom do you hold?"""
+    return Parcel(json.dumps({"errand": asdict(errand)}))
+
+
+def offered(errand: Errand, offers: Sequence[Offer]) -> Parcel:
+    """Offers as they go out."""
+    trees = _Trees()
+    said = [
+        {
+            "round": offer.round,
+            "client": offer.client,
+            "cluster": offer.cluster,
+            "use": offer.use,
+            "rank": offer.rank,
+            "adapter": trees.at(offer.adapter),
+            "beside": {name: trees.at(other) for name, other in offer.beside.items()},
+        }
+        for offer in offers
+    ]
+    return Parcel(json.dumps({"errand": asdict(errand), "offers": said}), tuple(trees.packed))
+
+
+def read_offers(parcel: Parcel) -> tuple[Errand, list[Offer] | None]:
+    """What a server asks; None instead of offers if it asks who is here."""
+    try:
+        said = json.loads(parcel.words)
+        errand = Errand(**said["errand"])
+        trees = [tree.unpack(raw, "offer")[0] for raw in parcel.trees]
+        if "offers" not in said:
+            return errand, None
+        return errand, [_offer(own, trees) for own in said["offers"]]
+    except (KeyError, TypeError, ValueError, IndexError) as error:
+        remedy = "do both ends run the same version?"
+        raise ClientError(f"parcel: wanted offers, came something else ({error!r}); {remedy}") from error
+
+
+def _offer(said: Mapping[str, Any], trees: Sequence[Tree]) -> Offer:
+    fields = dict(said)
+    fields["adapter"] = _tree(trees, said["adapter"])
+    fields["beside"] = {name: _tree(trees, at) for name, at in said["beside"].items()}
+    return Offer(**fields)
+
+
+def _tree(trees: Sequence[Tree], at: int) -> Tree:
+    if at < -1:
+        raise IndexError(at)
+    return {} if at == -1 else trees[at]
+
+
+# ---- the clients' answers
+
+
+def answered(replies: Sequence[Reply]) -> Parcel:
+    """Replies as they come back: one tree each, at its own place."""
+    said: list[dict[str, Any]] = []
+    trees: list[bytes] = []
+    for reply in replies:
+        own: dict[str, Any] = {"round": reply.round, "client": reply.client, "cluster": reply.cluster}
+        if isinstance(reply, Failure):
+            said.append(own | {"reason": reply.reason})
+            continue
+        carried = {PROFILE: reply.profile} if reply.profile is not None else reply.adapter
+        own |= {"examples": reply.examples, "metrics": dict(reply.metrics), "tree": len(trees) if carried else -1}
+        trees += [tree.pack(carried)] if carried else []
+        said.append(own)
+    return Parcel(json.dumps({"replies": said}), tuple(trees))
+
+
+def read_replies(parcel: Parcel, offers: Sequence[Offer], most: int) -> list[Reply]:
+    """A reply for each offer, of which none may be larger than `most` bytes; what is wrong with it is its `Failure`."""
+    try:
+        said = json.loads(parcel.words)["replies"]
+        found = {own["client"]: own for own in said}
+        if len(found) != len(said):
+            raise ValueError("a client twice")
+    except (KeyError, TypeError, ValueError) as error:
+        return [_failed(offer, f"the answer is none to what was asked ({error!r})") for offer in offers]
+    return [_reply(offer, found.get(offer.client), parcel, most) for offer in offers]
+
+
+def _reply(offer: Offer, said: object, parcel: Parcel, most: int) -> Reply:
+    try:
+        return _believed(offer, said, parcel, most)
+    except (TreeError, ClientError) as error:
+        return _failed(offer, str(error))
+    except (KeyError, TypeError, ValueError, IndexError) as error:
+        return _failed(offer, f"the answer is none to what was asked ({error!r})")
+
+
+def _believed(offer: Offer, said: Any, parcel: Parcel, most: int) -> Reply:
+    """The reply, once all of it is what an honest client would send."""
+    if said is None:
+        raise ClientError("the answer is of other clients")
+    if said["round"] != offer.round:
+        raise ClientError(f"the answer is of round {said['round']}, wanted {offer.round}")
+    if "reason" in said:
+        return _failed(offer, str(said["reason"])[:500])
+    raw = parcel.trees[said["tree"]] if said["tree"] >= 0 else b""
+    if len(raw) > most:
+        raise ClientError(f"the answer has {len(raw):,} bytes, wanted at most {most:,}")
+    carried = _numbers(tree.unpack(raw, "update")[0]) if raw else {}
+    up = len(json.dumps(said).encode()) + len(raw)
+    update = Update(offer.round, offer.client, str(said["cluster"]), {}, int(said["examples"]), up=up)
+    if update.cluster not in (offer.cluster, *offer.beside):
+        raise ClientError(f"the answer is of cluster '{update.cluster}', wanted '{offer.cluster}'")
+    if update.examples < 1:
+        raise ClientError(f"the answer is of {update.examples} examples, wanted one at least")
+    metrics = {str(key): _number(value) for key, value in said["metrics"].items()}
+    if offer.use == "encode":
+        return replace(update, profile=_profile(carried))
+    if (offer.use == "train") != bool(carried) or not (set(TRAINED) <= set(metrics) or offer.use != "train"):
+        raise ClientError(f"the answer is none to '{offer.use}'")
+    update = replace(update, adapter=carried, metrics=metrics)
+    if offer.use != "train":
+        read_scores(update)  # or it is none
+    return update
+
+
+def _numbers(found: Tree) -> Tree:
+    """The tree in single precision, whatever it crossed in."""
+    if odd := [key for key, value in found.items() if not value.is_floating_point()]:
+        raise TreeError(f"update: '{odd[0]}' is of {found[odd[0]].dtype}, wanted numbers with a point")
+    return {key: value.float() for key, value in found.items()}
+
+
+def _number(value: Any) -> float:
+    if isinstance(value, bool) or not isinstance(value, int | float) or math.isnan(value):
+        raise TypeError(value)
+    return value
+
+
+def _profile(carried: Tree) -> Tensor:
+    profile = carried[PROFILE]
+    if profile.dim() != 2 or not profile.numel() or not bool(profile.isfinite().all()):
+        raise TreeError(f"profile: wanted rows of numbers, came {tuple(profile.shape)}, or not all finite")
+    if not math.isclose(float(profile.norm(dim=1).mean()), 1.0, rel_tol=1e-3):
+        raise TreeError("profile: wanted rows of length 1")
+    return profile
+
+
+def _failed(offer: Offer, reason: str) -> Failure:
+    return Failure(offer.round, offer.client, offer.cluster, reason)
+
+
+# ---- who is here
+
+
+@dataclass(frozen=True)
+class Present:
+    """What a machine says of itself: its clients' rows and labels, its backbone's content; or why it takes no part."""
+
+    name: str
+    rows: Mapping[str, int]
+    labels: Mapping[str, str]
+    dropped: tuple[str, ...] = ()
+    backbone: str = ""
+    reason: str = ""
+
+
+def introduced(present: Present) -> Parcel:
+    """The answer to `question`."""
+    return Parcel(json.dumps({"present": asdict(present)}))
+
+
+def read_present(parcel: Parcel) -> Present:
+    """Who is there."""
+    try:
+        said = json.loads(parcel.words)["present"]
+        rows = {str(name): int(count) for name, count in said["rows"].items()}
+        labels = {str(name): str(label) for name, label in said["labels"].items()}
+        if any(count < 1 for count in rows.values()):
+            raise ValueError("a client without rows")
+        dropped = tuple(map(str, said["dropped"]))
+        return Present(str(said["name"]), rows, labels, dropped, str(said["backbone"]), str(said["reason"]))
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
+        raise ClientError(f"node: wanted to know whom it holds, came something else ({error!r})") from error
