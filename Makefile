@@ -3,12 +3,12 @@ PYTHON ?= python3
 BIN := .venv/bin
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
 
-.PHONY: help demo test bench lint clean
+.PHONY: help demo test test-all bench lint clean
 .DELETE_ON_ERROR:
 MAKEFLAGS += --no-print-directory
 
 help: ## say what there is to make
-	@sed -n 's/^\([a-z]*\):.*## /make \1\t/p' $(MAKEFILE_LIST) | expand -t 14
+	@sed -n 's/^\([a-z-]*\):.*## /make \1\t/p' $(MAKEFILE_LIST) | expand -t 14
 
 demo: .venv/.demo ## federate the embedded models over text and pictures that need no download, end with reports
 	@$(BIN)/fedgen demo
@@ -16,13 +16,16 @@ demo: .venv/.demo ## federate the embedded models over text and pictures that ne
 test: lint ## check style and types, run every test
 	@$(BIN)/python -m pytest
 
+test-all: lint ## the same, and the fleet's faults: processes killed, answers spoiled; half an hour more
+	@$(BIN)/python -m pytest -m "faults or not faults"
+
 lint: .venv/.dev ## check style and types
 	@$(BIN)/ruff check .
 	@$(BIN)/ruff format --check .
 	@$(BIN)/mypy
 
 bench: .venv/.dev ## measure speed, scale and what the demo gains, on this machine
-	@for name in rounds scale images demo glyphs cluster; do echo "== $$name"; $(BIN)/python bench/$$name.py || exit 1; done
+	@for name in rounds scale images demo glyphs cluster places fleet; do echo "== $$name"; $(BIN)/python bench/$$name.py || exit 1; done
 
 clean: ## remove .venv, caches and built packages; runs stay
 	@rm -rf .venv build dist .mypy_cache .pytest_cache .ruff_cache
@@ -42,6 +45,6 @@ clean: ## remove .venv, caches and built packages; runs stay
 	@touch $@
 
 .venv/.dev: .venv/.torch pyproject.toml
-	@echo "installing fedgen-edge[report,images,data,bits,dev] ..."
-	@$(PIP) --editable ".[report,images,data,bits,dev]"
+	@echo "installing fedgen-edge[report,images,fleet,data,bits,dev] ..."
+	@$(PIP) --editable ".[report,images,fleet,data,bits,dev]"
 	@touch $@

@@ -1,6 +1,6 @@
 """Client-turns a second: fedgen in process and on Ray, and a plain Flower + PEFT simulation of the same work.
 
-    python bench/places.py [--repeats 2] [--rounds 3] [--clients 32]
+    python bench/places.py [--repeats 2] [--rounds 2] [--clients 32]
 
 Same embedded backbone, same rows in the same order, same steps from the same adapter. The plain simulation is measured
 as it is usually written, with the model loaded in every `train` call, and with the model kept by the actor. Each repeat
@@ -204,7 +204,7 @@ def spread(values: list[float]) -> dict[str, float]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--repeats", type=int, default=2)
-    parser.add_argument("--rounds", type=int, default=3, help="so many are timed, after one that is not")
+    parser.add_argument("--rounds", type=int, default=2, help="so many are timed, after one that is not")
     parser.add_argument("--clients", type=int, default=32)
     asked = parser.parse_args()
     os.environ.pop("OMP_NUM_THREADS", None)  # each way says itself how many threads it takes

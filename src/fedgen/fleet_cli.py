@@ -68,7 +68,7 @@ def up(
         return
     fleet = _prepared(home, port, insecure=insecure)
     homes = _node_folders(fleet, count)
-    for number in (signal.SIGTERM, signal.SIGHUP):
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
         signal.signal(number, _interrupt)
     try:
         watches = _bring_up(fleet, homes, bound=not detach)

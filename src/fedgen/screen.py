@@ -15,6 +15,8 @@ from fedgen.cohort import wanted
 from fedgen.evaluate import Gains, Score, Yardstick, gains, total, yardstick_of
 from fedgen.exhibit import QUALITY, Painting
 from fedgen.methods import Method
+from fedgen.places.asking import NEVER, Standing
+from fedgen.places.roll import Noticed
 from fedgen.records import Failure, Report, Update
 from fedgen.report import digest
 from fedgen.report.clusters import table_of
@@ -29,6 +31,7 @@ class Screen:
     def __init__(self, out: Console) -> None:
         self.out = out
         self.began: Began | None = None
+        self.standing: Standing | None = None
         self.done = 0
         self.bar = Progress(
             SpinnerColumn(), TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn(),
@@ -55,8 +58,8 @@ class Screen:
         if isinstance(event, Began):
             self._begin(event)
         elif isinstance(event, Update | Failure):
-            self.done += 1
-            self.bar.advance(self.task)
+            if self.standing is None:  # else that has counted it
+                self.bar.advance(self.task)
             if isinstance(event, Failure):
                 self.out.print(
                     f"  round {event.round}: client '{event.client}' sent nothing: {event.reason}", markup=False
@@ -65,6 +68,10 @@ class Screen:
                 self.bar.update(self.task, description="personal adapters and held-out scores")
         elif isinstance(event, Report):
             self._round(event)
+        elif isinstance(event, Standing):
+            self._stand(event)
+        elif isinstance(event, Noticed):
+            self.out.print(f"  {event.said}", markup=False, soft_wrap=True)
         elif isinstance(event, Painting):
             self.bar.update(self.task, description="pictures", completed=event.done, total=event.total)
 
@@ -83,6 +90,13 @@ class Screen:
         for name in facts["dropped"]:
             self.out.print(f"  client '{name}' has too little data and is left out", markup=False)
 
+    def _stand(self, now: Standing) -> None:
+        """How a question to clients elsewhere stands: who is there, who has answered, how long that may take."""
+        if self.standing and (self.standing.round, self.standing.use) != (now.round, now.use):
+            self.done += self.standing.answered
+        self.standing = now
+        self.bar.update(self.task, completed=self.done + now.answered, description=stands(now))
+
     def _round(self, report: Report) -> None:
         yardstick = yardstick_of(self.began.facts if self.began else {})
         seen, digits = report.metrics.get(yardstick.key), yardstick.digits
@@ -99,6 +113,13 @@ class Screen:
         for event in report.clusters.get("events", []):
             self.out.print(f"  {happened(event)}", markup=False, soft_wrap=True)
         self.bar.update(self.task, description=f"round {report.round + 1}")
+
+
+def stands(now: Standing) -> str:
+    """How an ask stands, in words."""
+    until = f" of {now.deadline:.0f}" if now.deadline < NEVER else ""
+    who = f"{now.use}, {now.answered} of {now.asked} have answered, {counted(now.nodes, 'node')} online"
+    return f"round {now.round}: {who}, {now.seconds:.0f}{until} s, {size(now.up)} up"
 
 
 def gains_of(scores: Mapping[str, Mapping[str, Score]], adapter: str, yardstick: Yardstick) -> Gains | None:

@@ -13,6 +13,8 @@ from fedgen.places.wire import Errand
 from fedgen.plan import Fleet
 from fedgen.records import Failure, Offer, Reply, Tree, Update
 
+NEVER = 1e9  # seconds of a deadline that is none
+
 
 @dataclass(frozen=True)
 class Sent:
@@ -88,7 +90,8 @@ class Asking:
         if not self._began:  # a session's first ask is of the round after the last finished one
             self._began, self.errand = True, replace(self.errand, base=done)
         self.errand = replace(self.errand, done=done)
-        busy = {offer.client for sent in self.flying.values() for offer in sent.offers} if self.terms.buffer else set()
+        waits = first.use == "train" and self.terms.buffer  # for who trains already; all others are asked at once
+        busy = {offer.client for sent in self.flying.values() for offer in sent.offers} if waits else set()
         waiting = {offer.client: offer for offer in found if offer.client not in busy}
         now = {offer.cluster: offer.adapter for offer in found}
         asked = Asked(first.round, first.use, len(found), time.monotonic(), waiting, now)
@@ -110,13 +113,13 @@ class Asking:
     def _over(self, asked: Asked) -> bool:
         """Whether this ask has waited long enough; too few updates of a round are an error."""
         trains, buffer = asked.use == "train", self.terms.buffer
-        if trains and asked.updates >= (buffer or math.ceil(asked.many * (1 - self.terms.spare))):
+        if trains and asked.updates >= (buffer or _of(asked.many, 1 - self.terms.spare)):
             return True
         out = any(sent.ask is asked or (buffer and trains) for sent in self.flying.values())
         if not out and not asked.waiting:
             return True
         spent = time.monotonic() - asked.began
-        enough = asked.use == "check" or asked.updates >= math.ceil(self.terms.quorum * asked.many)
+        enough = asked.use == "check" or asked.updates >= _of(asked.many, self.terms.quorum)
         if enough and (spent > self.terms.deadline or not (out or self._reachable(asked))):
             return True
         if spent <= max(self.terms.deadline, self.terms.patience):
@@ -136,8 +139,8 @@ class Asking:
         spent = now - asked.began
         yield from (_failed(offer, "its node is not online") for offer in asked.waiting.values())
         for ticket, sent in list(self.flying.items()):
-            if terms.buffer and asked.use == "train":
-                if now - sent.at > terms.deadline:
+            if terms.buffer and sent.ask.use == "train":
+                if asked.use == "train" and now - sent.at > terms.deadline:
                     del self.flying[ticket]
                     yield from (_failed(offer, f"no answer within {terms.deadline:g} s") for offer in sent.offers)
             elif now - sent.at > 2 * (terms.deadline + terms.patience):  # long late, and no longer listened for
@@ -189,7 +192,7 @@ class Asking:
                 yield from self._read(sent, arrived, asked)
 
     def _read(self, sent: Sent, arrived: Arrived, asked: Asked) -> Iterator[Reply]:
-        replies: list[Reply] = [_failed(offer, arrived.reason) for offer in sent.offers]
+        replies: list[Reply] = [_failed(offer, wire.plain(arrived.reason)) for offer in sent.offers]
         if arrived.parcel is not None:
             replies = wire.read_replies(arrived.parcel, sent.offers, self.most)
         for reply, offer, share in zip(replies, sent.offers, sent.shares, strict=True):
@@ -228,6 +231,11 @@ class Asking:
         self.tell(Standing(asked.round, asked.use, online, *counts))
 
 
+def _of(many: int, share: float) -> int:
+    """A share of so many, of whole ones at least; what a float cannot say is no other one."""
+    return math.ceil(round(share * many, 6))
+
+
 def _failed(offer: Offer, reason: str) -> Failure:
     return Failure(offer.round, offer.client, offer.cluster, reason)
 
@@ -236,6 +244,7 @@ def _change(reply: Reply, offer: Offer) -> Reply:
     """An update as its change from what was offered."""
     if not isinstance(reply, Update):
         return reply
-    if odd := [key for key, value in reply.adapter.items() if value.shape != offer.adapter.get(key, value[:0]).shape]:
-        return _failed(offer, f"update: '{odd[0]}' is not like the one that was offered")
+    shapes = {key: value.shape for key, value in offer.adapter.items()}
+    if odd := [key for key, value in reply.adapter.items() if value.shape != shapes.get(key)]:
+        return _failed(offer, wire.plain(f"update: '{odd[0]}' is not like the one that was offered"))
     return replace(reply, adapter={key: value - offer.adapter[key] for key, value in reply.adapter.items()})

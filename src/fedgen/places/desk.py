@@ -127,8 +127,8 @@ class Desk:
         backbone = self._loaded[1]
         documents, shares = holdings_of(self.device, plan)
         held, dropped = hold(plan, backbone, documents, shares)
-        bank = plan.adapter.bank(backbone.network, plan.width)
         training = replace(plan.training, cohort=width_of(self.device, plan.training, backbone))
+        bank = plan.adapter.bank(backbone.network, plan.width)  # last: from here on its layers are the network's
         parts = training, plan.personal, Shelf(), plan.evaluate.rows, plan.encode, plan.profile, plan.share
         return Ground(Site(plan.seed, backbone, bank, held, *parts), labels_of(held, documents, shares), dropped)
 

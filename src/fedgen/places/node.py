@@ -6,12 +6,15 @@ It listens on this machine alone, to whoever knows the secret in its `node.json`
 import json
 import os
 import secrets
+import threading
 import time
+import traceback
 from collections.abc import Iterator
 from contextlib import contextmanager
 from multiprocessing import AuthenticationError
-from multiprocessing.connection import Connection, Listener
+from multiprocessing.connection import Connection, Listener, answer_challenge, deliver_challenge
 from pathlib import Path
+from queue import SimpleQueue
 
 import torch
 
@@ -24,6 +27,9 @@ from fedgen.store import write_whole
 
 SAID, RUNS = "node.json", "runs"
 
+Answer = tuple[bytes, ...]  # as it crosses: "done", words, how many trees, the trees; or "failed" and why
+Question = tuple[Parcel, SimpleQueue[Answer]]
+
 
 def serve(home: Path) -> None:
     """Answer until killed; a second node of the same folder is refused."""
@@ -31,11 +37,12 @@ def serve(home: Path) -> None:
         mine = device.read(home)
         if mine.limits.threads:
             torch.set_num_threads(mine.limits.threads)
-        desk = Desk(mine, home / RUNS, note)
-        with _listening(home) as listener:
+        desk, asked = Desk(mine, home / RUNS, note), SimpleQueue[Question]()
+        with _listening(home, asked):
             note(f"node '{mine.name}' is up, process {os.getpid()}")
             while True:
-                _meet(listener, desk)
+                parcel, back = asked.get()
+                back.put(_answer(desk, parcel))
 
 
 def note(line: str) -> None:
@@ -44,40 +51,51 @@ def note(line: str) -> None:
 
 
 @contextmanager
-def _listening(home: Path) -> Iterator[Listener]:
+def _listening(home: Path, asked: SimpleQueue[Question]) -> Iterator[None]:
     """A listener on a free port, said in a file that its owner alone can read."""
     secret = secrets.token_bytes(32)
-    with Listener(("127.0.0.1", 0), authkey=secret) as listener:
+    with Listener(("127.0.0.1", 0)) as listener:
         said = {"port": listener.address[1], "secret": secret.hex(), "pid": os.getpid()}
         write_whole(home / SAID, json.dumps(said).encode(), mode=0o600)
+        threading.Thread(target=_listen, args=(listener, secret, asked), daemon=True).start()
         try:
-            yield listener
+            yield
         finally:
             (home / SAID).unlink(missing_ok=True)
 
 
-def _meet(listener: Listener, desk: Desk) -> None:
-    """Take one caller's question and answer it; whoever does not know the secret, or hangs up, is forgotten."""
+def _listen(listener: Listener, secret: bytes, asked: SimpleQueue[Question]) -> None:
+    """Meet each caller apart, so that one who says nothing keeps no other waiting."""
+    while True:
+        caller = listener.accept()
+        threading.Thread(target=_meet, args=(caller, secret, asked), daemon=True).start()
+
+
+def _meet(caller: Connection, secret: bytes, asked: SimpleQueue[Question]) -> None:
+    """Take one caller's question and its answer back; whoever does not know the secret, or hangs up, is forgotten."""
     try:
-        with listener.accept() as caller:
-            _answer(caller, desk)
-    except (EOFError, OSError, AuthenticationError) as error:
+        with caller:
+            deliver_challenge(caller, secret)
+            answer_challenge(caller, secret)
+            words = caller.recv_bytes().decode()
+            trees = tuple(caller.recv_bytes() for _ in range(int(caller.recv_bytes())))
+            back = SimpleQueue[Answer]()
+            asked.put((Parcel(words, trees), back))
+            for part in back.get():
+                caller.send_bytes(part)
+    except (EOFError, OSError, ValueError, AuthenticationError) as error:
         note(f"a caller was lost: {error!r}")
 
 
-def _answer(caller: Connection, desk: Desk) -> None:
-    words = caller.recv_bytes().decode()
-    trees = [caller.recv_bytes() for _ in range(int(caller.recv_bytes()))]
+def _answer(desk: Desk, parcel: Parcel) -> Answer:
     began = time.perf_counter()
     try:
-        found = desk.answer(Parcel(words, tuple(trees)))
+        found = desk.answer(parcel)
     except FedgenError as error:
         note(f"refused: {error}")
-        caller.send_bytes(b"failed")
-        caller.send_bytes(str(error).encode())
-        return
-    note(
-        f"answered {Parcel(words, tuple(trees)).size:,} bytes by {found.size:,} in {time.perf_counter() - began:.2f} s"
-    )
-    for part in (b"done", found.words.encode(), str(len(found.trees)).encode(), *found.trees):
-        caller.send_bytes(part)
+        return b"failed", str(error).encode()
+    except Exception as error:  # noqa: BLE001  the node outlives it
+        note("".join(traceback.format_exception(error)).rstrip())
+        return b"failed", type(error).__name__.encode()
+    note(f"answered {parcel.size:,} bytes by {found.size:,} in {time.perf_counter() - began:.2f} s")
+    return b"done", found.words.encode(), str(len(found.trees)).encode(), *found.trees

@@ -103,13 +103,13 @@ class Roll:
         if arrived.gone:
             return
         try:
-            present = wire.read_present(arrived.parcel) if arrived.parcel else _absent(node, arrived.reason)
+            present = wire.read_present(arrived.parcel) if arrived.parcel else _absent(node, wire.plain(arrived.reason))
         except ClientError as error:
             present = _absent(node, str(error))
         self.met[node] = present = self._accepted(node, present)
         self.home |= dict.fromkeys(present.rows, node)
         said = f"takes no part: {present.reason}" if present.reason else f"holds {', '.join(sorted(present.rows))}"
-        self.tell(Noticed(f"node '{present.name}' {said}"))
+        self.tell(Noticed(wire.plain(f"node '{present.name}' {said}")))
 
     def _accepted(self, node: int, present: Present) -> Present:
         """The same, or without clients and with the reason."""

@@ -4,20 +4,26 @@ Nothing that comes is believed: what is not whole, or not what was asked for, is
 """
 
 import json
-import math
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
-from typing import Any
+from typing import Any, get_args
 
 from torch import Tensor
 
 from fedgen import tree
 from fedgen.errors import ClientError, TreeError
-from fedgen.records import Failure, Offer, Reply, Tree, Update
-from fedgen.turns import read_scores
+from fedgen.records import GLOBAL, Failure, Offer, Reply, Tree, Update, Use
+from fedgen.turns import CLUSTER, read_scores
 
 PROFILE = "profile"  # the one key of a profile's tree
 TRAINED = ("loss", "terms")  # what a turn's metrics hold at least
+SCORED = {"backbone", GLOBAL, CLUSTER, "personal"}  # whose scores may come at the end
+COUNTED = 2**53  # up to here numbers can be added without a thought; no honest one comes near
+WRONG = (AttributeError, IndexError, KeyError, RecursionError, TypeError, ValueError)  # what reading nonsense raises
+TYPES = {
+    **dict.fromkeys(("run", "plan", "session", "client", "cluster", "use"), str),
+    **dict.fromkeys(("base", "done", "round", "rank"), int),
+}
 
 
 @dataclass(frozen=True)
@@ -94,18 +100,30 @@ def read_offers(parcel: Parcel) -> tuple[Errand, list[Offer] | None]:
     """What a server asks; None instead of offers if it asks who is here."""
     try:
         said = json.loads(parcel.words)
-        errand = Errand(**said["errand"])
+        errand = Errand(**_typed(said["errand"]))
         trees = [tree.unpack(raw, "offer")[0] for raw in parcel.trees]
         if "offers" not in said:
             return errand, None
-        return errand, [_offer(own, trees) for own in said["offers"]]
-    except (KeyError, TypeError, ValueError, IndexError) as error:
+        offers = [_offer(own, trees) for own in said["offers"]]
+        if len({offer.client for offer in offers}) != len(offers):
+            raise ValueError("a client twice")
+        return errand, offers
+    except WRONG as error:
         remedy = "do both ends run the same version?"
-        raise ClientError(f"parcel: wanted offers, came something else ({error!r}); {remedy}") from error
+        raise ClientError(f"parcel: wanted offers, came something else ({plain(repr(error))}); {remedy}") from error
+
+
+def _typed(said: Mapping[str, Any]) -> dict[str, Any]:
+    """Fields, of which each is what it must be."""
+    if odd := [key for key, value in said.items() if key in TYPES and type(value) is not TYPES[key]]:
+        raise TypeError(f"{odd[0]}={said[odd[0]]!r}")
+    return dict(said)
 
 
 def _offer(said: Mapping[str, Any], trees: Sequence[Tree]) -> Offer:
-    fields = dict(said)
+    fields = _typed(said)
+    if said["use"] not in get_args(Use):
+        raise ValueError(f"use={said['use']!r}")
     fields["adapter"] = _tree(trees, said["adapter"])
     fields["beside"] = {name: _tree(trees, at) for name, at in said["beside"].items()}
     return Offer(**fields)
@@ -143,7 +161,7 @@ def read_replies(parcel: Parcel, offers: Sequence[Offer], most: int) -> list[Rep
         found = {own["client"]: own for own in said}
         if len(found) != len(said):
             raise ValueError("a client twice")
-    except (KeyError, TypeError, ValueError) as error:
+    except WRONG as error:
         return [_failed(offer, f"the answer is none to what was asked ({error!r})") for offer in offers]
     return [_reply(offer, found.get(offer.client), parcel, most) for offer in offers]
 
@@ -153,7 +171,7 @@ def _reply(offer: Offer, said: object, parcel: Parcel, most: int) -> Reply:
         return _believed(offer, said, parcel, most)
     except (TreeError, ClientError) as error:
         return _failed(offer, str(error))
-    except (KeyError, TypeError, ValueError, IndexError) as error:
+    except WRONG as error:
         return _failed(offer, f"the answer is none to what was asked ({error!r})")
 
 
@@ -164,17 +182,19 @@ def _believed(offer: Offer, said: Any, parcel: Parcel, most: int) -> Reply:
     if said["round"] != offer.round:
         raise ClientError(f"the answer is of round {said['round']}, wanted {offer.round}")
     if "reason" in said:
-        return _failed(offer, str(said["reason"])[:500])
+        return _failed(offer, str(said["reason"]))
     raw = parcel.trees[said["tree"]] if said["tree"] >= 0 else b""
-    if len(raw) > most:
-        raise ClientError(f"the answer has {len(raw):,} bytes, wanted at most {most:,}")
-    carried = _numbers(tree.unpack(raw, "update")[0]) if raw else {}
     up = len(json.dumps(said).encode()) + len(raw)
-    update = Update(offer.round, offer.client, str(said["cluster"]), {}, int(said["examples"]), up=up)
-    if update.cluster not in (offer.cluster, *offer.beside):
-        raise ClientError(f"the answer is of cluster '{update.cluster}', wanted '{offer.cluster}'")
-    if update.examples < 1:
-        raise ClientError(f"the answer is of {update.examples} examples, wanted one at least")
+    if up > most:
+        raise ClientError(f"the answer has {up:,} bytes, wanted at most {most:,}")
+    carried = _numbers(tree.unpack(raw, "update")[0]) if raw else {}
+    if said["cluster"] not in (offer.cluster, *offer.beside):
+        raise ClientError(f"the answer is of cluster '{said['cluster']}', wanted '{offer.cluster}'")
+    if type(said["examples"]) is not int or not 1 <= said["examples"] < COUNTED:
+        raise ClientError(
+            f"the answer is of {said['examples']} examples, wanted one at least, and so many as there are"
+        )
+    update = Update(offer.round, offer.client, said["cluster"], {}, said["examples"], up=up)
     metrics = {str(key): _number(value) for key, value in said["metrics"].items()}
     if offer.use == "encode":
         return replace(update, profile=_profile(carried))
@@ -182,8 +202,16 @@ def _believed(offer: Offer, said: Any, parcel: Parcel, most: int) -> Reply:
         raise ClientError(f"the answer is none to '{offer.use}'")
     update = replace(update, adapter=carried, metrics=metrics)
     if offer.use != "train":
-        read_scores(update)  # or it is none
+        _check_scores(update, offer)
     return update
+
+
+def _check_scores(update: Update, offer: Offer) -> None:
+    """Refuse what is no score of what was asked for, or of no terms."""
+    scores = read_scores(update)
+    whole = scores.keys() == {update.cluster} if offer.use == "check" else {"backbone"} < scores.keys() <= SCORED
+    if not whole or any(found.terms < 1 for found in scores.values()):
+        raise ClientError(f"the answer scores {', '.join(sorted(scores)) or 'nothing'}, or on no terms")
 
 
 def _numbers(found: Tree) -> Tree:
@@ -194,8 +222,8 @@ def _numbers(found: Tree) -> Tree:
 
 
 def _number(value: Any) -> float:
-    if isinstance(value, bool) or not isinstance(value, int | float) or math.isnan(value):
-        raise TypeError(value)
+    if isinstance(value, bool) or not isinstance(value, int | float) or not -COUNTED < value < COUNTED:
+        raise TypeError(f"{value!r} for a number")
     return value
 
 
@@ -203,13 +231,18 @@ def _profile(carried: Tree) -> Tensor:
     profile = carried[PROFILE]
     if profile.dim() != 2 or not profile.numel() or not bool(profile.isfinite().all()):
         raise TreeError(f"profile: wanted rows of numbers, came {tuple(profile.shape)}, or not all finite")
-    if not math.isclose(float(profile.norm(dim=1).mean()), 1.0, rel_tol=1e-3):
+    if not bool(((profile.norm(dim=1) - 1).abs() < 1e-3).all()):
         raise TreeError("profile: wanted rows of length 1")
     return profile
 
 
 def _failed(offer: Offer, reason: str) -> Failure:
-    return Failure(offer.round, offer.client, offer.cluster, reason)
+    return Failure(offer.round, offer.client, offer.cluster, plain(reason))
+
+
+def plain(said: str) -> str:
+    """Another machine's words as one line, not too long, that does nothing to a terminal."""
+    return "".join(char if char.isprintable() else " " for char in said[:500])
 
 
 # ---- who is here
@@ -236,11 +269,12 @@ def read_present(parcel: Parcel) -> Present:
     """Who is there."""
     try:
         said = json.loads(parcel.words)["present"]
-        rows = {str(name): int(count) for name, count in said["rows"].items()}
-        labels = {str(name): str(label) for name, label in said["labels"].items()}
-        if any(count < 1 for count in rows.values()):
+        rows = {name: count for name, count in said["rows"].items() if type(count) is int and 1 <= count < COUNTED}
+        labels = {name: str(label) for name, label in said["labels"].items()}
+        if len(rows) != len(said["rows"]):
             raise ValueError("a client without rows")
-        dropped = tuple(map(str, said["dropped"]))
-        return Present(str(said["name"]), rows, labels, dropped, str(said["backbone"]), str(said["reason"]))
-    except (KeyError, TypeError, ValueError, AttributeError) as error:
-        raise ClientError(f"node: wanted to know whom it holds, came something else ({error!r})") from error
+        name, backbone, reason = (plain(str(said[key])) for key in ("name", "backbone", "reason"))
+        return Present(name, rows, labels, tuple(map(str, said["dropped"])), backbone, reason)
+    except WRONG as error:
+        why = plain(repr(error))
+        raise ClientError(f"node: wanted to know whom it holds, came something else ({why})") from error

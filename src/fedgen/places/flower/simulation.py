@@ -13,7 +13,7 @@ from queue import Queue
 from typing import TYPE_CHECKING, Any
 
 from fedgen.errors import ClientError
-from fedgen.places.asking import Asking
+from fedgen.places.asking import NEVER, Asking
 from fedgen.places.desk import Desk
 from fedgen.places.device import Consent, Device
 from fedgen.places.flower.grid import GridPost, packed, unpacked
@@ -27,7 +27,6 @@ if TYPE_CHECKING:
     from flwr.app import Context, Message
     from flwr.serverapp import Grid
 
-FOREVER = 1e9  # seconds: an actor is waited for, as a function is
 ANY = 2**40  # bytes: an actor is believed, too
 
 
@@ -39,7 +38,7 @@ def simulated(plan: Plan, run: Path, tell: Callable[[object], None]) -> Iterator
     answer = functools.partial(_answer, str(run.absolute().parent))
     with _engine(plan.ray, answer) as (grid, look):
         post, errand = GridPost(grid), Errand(run.absolute().name, write(plan))
-        terms = Fleet(deadline=FOREVER, quorum=0.0)
+        terms = Fleet(deadline=NEVER, quorum=0.0)
         yield Asking(post, errand, terms, Crowd(post.nodes(), look), ANY, tell=tell).ask
 
 

@@ -1,0 +1,339 @@
+"""A real fleet on this machine, the suite's tiny federation on it, and the same rounds in process to compare with."""
+
+import hashlib
+import json
+import os
+import re
+import runpy
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import IO, Any
+
+import torch
+from safetensors.torch import load_file
+
+import fedgen
+from fedgen import plan as plans
+from fedgen.journal import Journal
+from fedgen.places import inprocess
+from fedgen.places.fleet import LIVE, LOG, NAME
+from fedgen.places.flower.fleet import Fleet
+from fedgen.places.flower.watch import MARK, WATCH, marked
+from fedgen.records import Failure, Offer, Reply
+from fedgen.run import JOURNAL, PLAN, SHELF, Run, go
+from fedgen.store import write_whole
+
+ROOT = Path(__file__).parents[1]
+FEDGEN = [sys.executable, "-m", "fedgen"]
+NODES = ("node-1", "node-2", "node-3")
+LONG = 300.0  # seconds in which whatever is waited for has happened
+TICK = os.sysconf("SC_CLK_TCK")
+
+
+@dataclass(frozen=True)
+class Folders:
+    """What the suite's own recipes ask for folders: pytest's factory, here below one folder."""
+
+    folder: Path
+
+    def mktemp(self, name: str) -> Path:
+        """A new folder."""
+        (self.folder / name).mkdir(parents=True)
+        return self.folder / name
+
+
+def tiny(folder: Path, rounds: int = 4) -> dict[str, Any]:
+    """A plan of the suite's tiny backbone and six clients, two a node, with turns long enough to be hit."""
+    recipe, made = runpy.run_path(str(ROOT / "tests" / "conftest.py")), Folders(folder)
+    backbone, text = (recipe[name].__wrapped__(made) for name in ("tiny_backbone", "tiny_text"))
+    return {
+        "name": "faults",
+        "rounds": rounds,
+        "backbone": {"source": str(backbone), "length": 32, "device": "cpu"},
+        "data": {"kind": "folder", "path": str(text)},
+        "cohort": {"fraction": 1.0},
+        "training": {"steps": 150, "batch": 2},
+        "personal": {"kind": "keep", "steps": 50},
+        "evaluate": {"every": 0, "rows": 4},
+        "fleet": {"nodes": 3, "patience": 150.0, "deadline": 120.0},
+    }
+
+
+def until(found: Callable[[], Any], what: str, seconds: float = LONG) -> Any:
+    """What comes of asking again and again, once it is true."""
+    end = time.monotonic() + seconds
+    while not (value := found()):
+        if time.monotonic() > end:
+            raise TimeoutError(f"waited {seconds:.0f} s for {what}")
+        time.sleep(0.02)
+    return value
+
+
+@dataclass
+class Loopback:
+    """A fleet of three nodes in `home`, and the one run on it."""
+
+    home: Path
+    run: Path
+    plan: Mapping[str, Any]
+    player: subprocess.Popen[str] | None = None
+    asides: list[subprocess.Popen[str]] = field(default_factory=list)
+
+    # ---- what a user does
+
+    def fedgen(self, *words: str, wanted: int | None = 0) -> str:
+        """A command of fedgen to its end, and what it said; `wanted` is its exit code, None any."""
+        ran = subprocess.run([*FEDGEN, *words], capture_output=True, text=True, check=False, env=_quiet())
+        if wanted is not None and ran.returncode != wanted:
+            raise RuntimeError(f"fedgen {' '.join(words)}: exit {ran.returncode}\n{ran.stdout}{ran.stderr}")
+        return ran.stdout + ran.stderr
+
+    def up(self) -> None:
+        """Start the fleet, or start it again."""
+        self.fedgen("fleet", "up", "--folder", str(self.home), "--nodes", str(len(NODES)), "--detach")
+
+    def begin(self, *settings: str) -> None:
+        """Begin the run and leave its terminal open."""
+        wanted = plans.read(self.plan, [*settings, "place=fleet", f"fleet.folder={self.home}"])
+        path = self.run.with_suffix(".toml")
+        write_whole(path, plans.write(wanted).encode())
+        self.player = self._open("run", str(path), "--to", str(self.run))
+
+    def resume(self) -> int:
+        """Go on with the run, again until it is under way; how often that had to be tried."""
+        if self.player:
+            self.player.wait(LONG)
+        for tries in range(1, 100):
+            before = self._stamp()
+            self.player = player = self._open("resume", str(self.run))
+            until(lambda: player.poll() is not None or self._stamp() != before, "the run to go on")
+            if player.poll() in (None, 0):
+                return tries
+            time.sleep(1.0)
+        raise TimeoutError(f"{self.run}: could not be gone on with")
+
+    def aside(self, *words: str) -> subprocess.Popen[str]:
+        """Another command of fedgen beside the run, such as a node that is a process of its own."""
+        self.asides.append(self._open(*words))
+        return self.asides[-1]
+
+    def finish(self) -> str:
+        """Wait for the run's end; its last words."""
+        if not self.player or self.player.wait(LONG) != 0:
+            raise RuntimeError(f"the run has not come to its end: {self.words()}")
+        return self.words()
+
+    def words(self) -> str:
+        """What the run's terminal shows at its foot."""
+        lines = [line for line in self.run.with_suffix(".log").read_text("utf-8").splitlines() if line.strip()]
+        return lines[-1] if lines else ""
+
+    def _open(self, *words: str) -> subprocess.Popen[str]:
+        log: IO[str]
+        with self.run.with_suffix(".log").open("a", encoding="utf-8") as log:
+            return subprocess.Popen(
+                [*FEDGEN, *words], stdin=subprocess.DEVNULL, stdout=log, stderr=log, text=True, env=_quiet()
+            )
+
+    # ---- what can be seen from beside
+
+    def rounds(self) -> int:
+        """How many rounds are finished."""
+        return len(Journal(self.run / JOURNAL).lines())
+
+    def live(self) -> dict[str, Any]:
+        """How the ask stands that is under way."""
+        with suppress(FileNotFoundError):
+            found: dict[str, Any] = json.loads((self.run / LIVE).read_text("utf-8"))
+            return found["standing"]  # type: ignore[no-any-return]
+        return {}
+
+    def _stamp(self) -> float:
+        """When the server of the run last said that it is there."""
+        with suppress(FileNotFoundError):
+            return float(json.loads((self.run / LIVE).read_text("utf-8"))["time"])
+        return 0.0
+
+    def training(self, turn: int) -> None:
+        """Wait until a round's offers are out."""
+
+        def out() -> bool:
+            live = self.live()
+            return live.get("round") == turn and live["use"] == "train"
+
+        until(out, f"round {turn}")
+
+    def node(self, name: str) -> Path:
+        """A node's folder."""
+        return self.home / "nodes" / name
+
+    def pid(self, name: str) -> int:
+        """The process of `fedgen node`, 0 if there is none."""
+        with suppress(FileNotFoundError):
+            pid = int(json.loads((self.node(name) / "node.json").read_text("utf-8"))["pid"])
+            return pid if _alive(pid) else 0
+        return 0
+
+    def job(self, name: str, home: Path | None = None) -> int:
+        """One of the processes that a watch keeps."""
+        return int(((home or self.home) / f"{name}.pid").read_text())
+
+    def watch(self, home: Path) -> int:
+        """The watch of a folder."""
+        return marked(WATCH, str(home))[0]
+
+    def server(self) -> int:
+        """The process that plays the rounds."""
+        return int((self.run / "lock").read_text())
+
+    def busy(self, name: str, turn: int) -> int:
+        """Wait until a node computes its turn of this round; its process."""
+        until(lambda: self.rounds() >= turn - 1, f"round {turn - 1} to end")
+        pid = until(lambda: self.pid(name), f"{name} to be up")
+        self.training(turn)
+        began = _spent(pid)
+        until(lambda: _spent(pid) > began + 0.4, f"{name} to be at work")
+        return int(pid)
+
+    def online(self) -> bool:
+        """Whether the SuperLink is there, and all nodes have signed in at it."""
+        with suppress(Exception):
+            return sum(node.online for node in nodes(self.home)) == len(NODES)
+        return False
+
+    def noticed(self) -> list[str]:
+        """What the run has noticed about the fleet."""
+        log = self.run / LOG
+        return [line.split(" ", 2)[2] for line in log.read_text("utf-8").splitlines()] if log.exists() else []
+
+    # ---- what is left of it
+
+    def parts(self) -> dict[str, str]:
+        """The clients' own parts on their nodes, as hashes by file name."""
+        name = (self.run / NAME).read_text("utf-8")
+        return hashes(path for home in NODES for path in (self.node(home) / "runs" / name / SHELF).glob("[!.]*"))
+
+    def marked(self) -> list[int]:
+        """All processes of the fleet."""
+        below = {pid for mark in (MARK, WATCH) for pid in marked(mark, str(self.home), below=True)}
+        return sorted(below)
+
+    def close(self) -> list[int]:
+        """End everything; what is still there all the same."""
+        for process in [self.player, *self.asides]:
+            if process and process.poll() is None:
+                process.send_signal(signal.SIGCONT)
+                process.kill()
+                process.wait()
+        for pid in self.marked():
+            send(pid, signal.SIGCONT)  # one that was halted
+        self.fedgen("fleet", "down", "--folder", str(self.home))
+        return self.marked()
+
+
+def nodes(home: Path) -> list[Any]:
+    """The nodes that the SuperLink of a fleet knows."""
+    from fedgen.places.flower import fleet
+
+    return fleet.nodes(Fleet(home))
+
+
+@contextmanager
+def loopback(folder: Path, plan: Mapping[str, Any]) -> Iterator[Loopback]:
+    """A fleet that is up, and is taken down whatever happens."""
+    folder.mkdir(parents=True)
+    fleet = Loopback(Path(os.path.realpath(folder / "fleet")), folder / "run", plan)
+    try:
+        fleet.up()
+        yield fleet
+    finally:
+        left = fleet.close()
+    if left:
+        raise RuntimeError(f"processes {left} are left running")
+
+
+def send(pid: int, number: int) -> None:
+    """A signal to a process that may have ended."""
+    with suppress(ProcessLookupError):
+        os.kill(pid, number)
+
+
+def hashes(files: Iterable[Path]) -> dict[str, str]:
+    """The content of files by their names."""
+    found = {}
+    for path in files:
+        with suppress(FileNotFoundError):  # it was settled a moment ago
+            found[path.name] = hashlib.sha256(path.read_bytes()).hexdigest()
+    return found
+
+
+def newest(parts: Mapping[str, str], most: int = 10**9) -> dict[str, str]:
+    """Each client's newest own part, up to a round."""
+    found: dict[str, tuple[int, str]] = {}
+    for name in parts:
+        client, turn, _ = name.rsplit(".", 2)
+        if int(turn) <= most and int(turn) > found.get(client, (-1, ""))[0]:
+            found[client] = int(turn), name
+    return {name: parts[name] for _, name in found.values()}
+
+
+def _quiet() -> dict[str, str]:
+    return os.environ | {"OMP_NUM_THREADS": "1", "PYTHONUNBUFFERED": "1"}  # three nodes share what cores there are
+
+
+def _alive(pid: int) -> bool:
+    try:
+        return re.search(r"^State:\s+[^ZX]", Path(f"/proc/{pid}/status").read_text(), re.MULTILINE) is not None
+    except OSError:
+        return False
+
+
+def _spent(pid: int) -> float:
+    """Seconds of a processor that a process has used."""
+    with suppress(OSError):
+        fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+        return (int(fields[11]) + int(fields[12])) / TICK
+    return 0.0
+
+
+# ---- the same in process
+
+
+def uninterrupted(plan: Mapping[str, Any], folder: Path) -> Run:
+    """The plan in one process, from its start to its end."""
+    return fedgen.run(plan, folder)
+
+
+def replayed(plan: Mapping[str, Any], folder: Path, out: Mapping[int, set[str]], *, late: bool) -> Run:
+    """The plan in one process without these clients in these rounds; `late` ones take their turn, but nobody hears."""
+    settled = plans.read(plan)
+    backbone = settled.backbone.load()
+    settled = inprocess.settle(settled, backbone)
+    place = inprocess.place(settled, backbone, folder / SHELF, lambda event: None)
+
+    def ask(offers: Iterable[Offer]) -> Iterator[Reply]:
+        asked = list(offers)
+        gone = {offer.client for offer in asked if offer.client in out.get(offer.round, ())}
+        yield from (_unheard(offer) for offer in asked if offer.client in gone)
+        played = place.ask([offer for offer in asked if late or offer.client not in gone])
+        yield from (reply for reply in played if reply.client not in gone)
+
+    write_whole(folder / PLAN, plans.write(settled).encode())
+    parts = place.sizes, ask, place.start, place.shelf, place.facts, place.labels
+    return go(folder, settled, type(place)(*parts), lambda event: None)
+
+
+def _unheard(offer: Offer) -> Failure:
+    return Failure(offer.round, offer.client, offer.cluster, "not heard")
+
+
+def same_shared(run: Path, other: Path) -> bool:
+    """Whether two finished runs have the same shared adapter, bit for bit."""
+    mine, theirs = (load_file(next((one / "adapters" / "global").glob("*.safetensors"))) for one in (run, other))
+    return mine.keys() == theirs.keys() and all(torch.equal(mine[key], theirs[key]) for key in mine)
