@@ -9,7 +9,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -58,8 +58,8 @@ def tiny(folder: Path, rounds: int = 4) -> dict[str, Any]:
         "backbone": {"source": str(backbone), "length": 32, "device": "cpu"},
         "data": {"kind": "folder", "path": str(text)},
         "cohort": {"fraction": 1.0},
-        "training": {"steps": 150, "batch": 2},
-        "personal": {"kind": "keep", "steps": 50},
+        "training": {"steps": 300, "batch": 2},
+        "personal": {"kind": "keep", "steps": 60},
         "evaluate": {"every": 0, "rows": 4},
         "fleet": {"nodes": 3, "patience": 150.0, "deadline": 120.0},
     }
@@ -214,10 +214,10 @@ class Loopback:
 
     # ---- what is left of it
 
-    def parts(self) -> dict[str, str]:
-        """The clients' own parts on their nodes, as hashes by file name."""
+    def parts(self, names: Sequence[str] = NODES) -> dict[str, str]:
+        """The clients' own parts on these nodes, as hashes by file name."""
         name = (self.run / NAME).read_text("utf-8")
-        return hashes(path for home in NODES for path in (self.node(home) / "runs" / name / SHELF).glob("[!.]*"))
+        return hashes(path for home in names for path in (self.node(home) / "runs" / name / SHELF).glob("[!.]*"))
 
     def marked(self) -> list[int]:
         """All processes of the fleet."""

@@ -34,7 +34,7 @@ WRONG: list[tuple[dict[str, Any], str]] = [
     # keys that are not there
     ({"rund": 3}, ("plan: 'rund' is not one of name, seed, rounds, place, backbone, adapter, data, partition, "
                    "deal, training, encode, profile, cluster, hierarchy, exchange, cohort, share, aggregate, outer, "
-                   "personal, evaluate, quality")),
+                   "personal, evaluate, quality, ray, fleet")),
     ({"adapter": {"r": 4}}, "adapter.r: no such key; Adapter has rank, targets, ranks, of"),
     ({"data": {"path": "x"}}, "data.path: no such key; Stdlib has limit, modules, piece"),
     ({"personal": {"kind": "none", "epochs": 1}}, "personal.epochs: no such key; Nothing has no keys but kind"),
@@ -42,7 +42,7 @@ WRONG: list[tuple[dict[str, Any], str]] = [
     ({"aggregate": {"kind": "men"}}, f"aggregate.kind: 'men' is not one of {', '.join(AGGREGATES)}"),
     ({"outer": {"kind": 3}}, "outer.kind: 3 is not one of plain, momentum, adam"),
     ({"outer": {"kind": ["adam"]}}, "outer.kind: ['adam'] is not one of plain, momentum, adam"),
-    ({"place": "moon"}, "place: 'moon' is not one of inprocess"),
+    ({"place": "moon"}, "place: 'moon' is not one of inprocess, ray, fleet"),
     ({"training": {"optimizer": "lion"}}, "training.optimizer: 'lion' is not one of adamw, sgd"),
     ({"backbone": {"bits": 5}}, "backbone.bits: 5 is not one of 4, 8, 16"),
     ({"backbone": {"bits": 4.0}}, "backbone.bits: 4.0 is not one of 4, 8, 16"),
@@ -150,6 +150,16 @@ DISAGREE = [
     ({"adapter": {"ranks": [1, 2]}},
      "adapter.ranks: several ranks want aggregate.kind = 'exact', 'padded' or 'stack', and no clusters"),
     ({"adapter": {"ranks": [1, "2"]}}, "adapter.ranks: wanted a list of whole numbers, came [1, '2']"),
+    ({"place": "fleet", "backbone": {"kind": "diffusion"}, "data": {"kind": "glyphs"}, "quality": {"pictures": 2}},
+     "quality.pictures: are held against the clients' own, which stay on their devices; set it to 0"),
+    ({"place": "fleet", "deal": {"pooled": True}},
+     "deal.pooled: clients' rows stay on their devices; leave it away, or use place = 'inprocess'"),
+    ({"place": "fleet", "fleet": {"buffer": 2, "spare": 0.5}},
+     "fleet.buffer and fleet.spare: without rounds nobody is waited for in vain; set spare = 0"),
+    ({"place": "fleet", "fleet": {"buffer": 2}, "aggregate": {"kind": "exact"}},
+     "fleet.buffer: late changes are laid on newer factors; use aggregate.kind = 'average'"),
+    ({"place": "fleet", "fleet": {"buffer": 2}, "cluster": {"kind": "losses"}},
+     "fleet.buffer: clusters that rounds form need rounds; set buffer = 0"),
 ]  # fmt: skip
 
 

@@ -26,6 +26,7 @@ from fedgen.places.wire import Parcel
 from fedgen.store import write_whole
 
 SAID, RUNS = "node.json", "runs"
+NAP = 1.0  # seconds until callers are listened for again, where that has failed
 
 Answer = tuple[bytes, ...]  # as it crosses: "done", words, how many trees, the trees; or "failed" and why
 Question = tuple[Parcel, SimpleQueue[Answer]]
@@ -67,7 +68,12 @@ def _listening(home: Path, asked: SimpleQueue[Question]) -> Iterator[None]:
 def _listen(listener: Listener, secret: bytes, asked: SimpleQueue[Question]) -> None:
     """Meet each caller apart, so that one who says nothing keeps no other waiting."""
     while True:
-        caller = listener.accept()
+        try:
+            caller = listener.accept()
+        except OSError as error:  # such as too many at once
+            note(f"a caller was lost: {error!r}")
+            time.sleep(NAP)
+            continue
         threading.Thread(target=_meet, args=(caller, secret, asked), daemon=True).start()
 
 

@@ -191,9 +191,7 @@ def _believed(offer: Offer, said: Any, parcel: Parcel, most: int) -> Reply:
     if said["cluster"] not in (offer.cluster, *offer.beside):
         raise ClientError(f"the answer is of cluster '{said['cluster']}', wanted '{offer.cluster}'")
     if type(said["examples"]) is not int or not 1 <= said["examples"] < COUNTED:
-        raise ClientError(
-            f"the answer is of {said['examples']} examples, wanted one at least, and so many as there are"
-        )
+        raise ClientError(f"the answer is of {said['examples']} examples, wanted a number of them")
     update = Update(offer.round, offer.client, said["cluster"], {}, said["examples"], up=up)
     metrics = {str(key): _number(value) for key, value in said["metrics"].items()}
     if offer.use == "encode":

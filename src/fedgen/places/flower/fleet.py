@@ -20,6 +20,7 @@ from fedgen.store import read_bytes, write_whole
 
 FLEET, ADMITTED, CONNECTION = "fleet.toml", "admitted", "fleet"
 EVERYWHERE = {"0.0.0.0": "127.0.0.1", "::": "::1"}
+NO_REASON = ("Using SuperLink", "📄", " Listing", "Loading")  # lines of progress that Flower puts before its reason
 TIMEOUT = 10.0  # seconds, for a server that takes the call and says nothing
 EXPIRED, OTHER_HOST, OTHER_ADDRESS = 10, 62, 64  # of OpenSSL's reasons to refuse a certificate
 
@@ -208,8 +209,9 @@ def flwr(fleet: Fleet, *words: str) -> dict[str, Any]:
         told = (ran.stderr or ran.stdout).strip().splitlines() or ["it said nothing"]
         raise ServeError(f"flwr {words[0]}: wanted an answer as JSON, came: {told[-1]}") from error
     if not found.get("success"):
-        told = str(found.get("error-message", "it does not say why")).strip().splitlines()
-        raise ServeError(f"flwr {' '.join(words[:2])}: {told[-1]}")
+        told = str(found.get("error-message", "it does not say why")).splitlines()
+        why = " ".join(line.strip() for line in told if line.strip() and not line.startswith(NO_REASON))
+        raise ServeError(f"flwr {' '.join(words[:2])}: {why}")
     return found
 
 
