@@ -23,12 +23,26 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from loopback import NODES, Loopback, hashes, loopback, newest, replayed, same_shared, send, tiny, uninterrupted, until
+from loopback import (
+    NODES,
+    Loopback,
+    hashes,
+    loopback,
+    newest,
+    outlived,
+    replayed,
+    same_shared,
+    send,
+    tiny,
+    uninterrupted,
+    until,
+)
 from machine import RESULTS, about
 
 from fedgen.places.flower import launch
 from fedgen.places.flower.certificates import make_server
 from fedgen.places.flower.fleet import Fleet, split
+from fedgen.places.flower.watch import MARK
 from fedgen.run import SHELF, Run
 
 TURN = 2  # the round in which it happens
@@ -65,7 +79,9 @@ class Hit:
         until(there, what)
         self.whole = self.spent()
         now, many = self.fleet.parts(self.names), 2 * len(self.names)
-        self.kept = len(self.parts) == many and all(now.get(name) == found for name, found in self.parts.items())
+        gone = {name for name in self.parts.keys() - now.keys() if not outlived(name, now)}
+        changed = {name for name, found in self.parts.items() if now.get(name, found) != found}
+        self.kept = len(self.parts) == many and not gone | changed
 
     def next(self) -> None:
         """Wait until a round ends that had not ended when it was hit."""
@@ -111,23 +127,22 @@ def supernode_away(fleet: Loopback) -> Hit:
     return hit
 
 
-def superlink_killed(fleet: Loopback, hit: Callable[[], Hit]) -> Hit:
-    """The SuperLink is killed; its watch starts another, and the run is resumed."""
-    found = hit()
-    pid = fleet.job("superlink")
-    send(pid, signal.SIGKILL)
-    return _gone_on_with(fleet, found)
+def superlink_killed(fleet: Loopback, hit: Hit) -> Hit:
+    """The SuperLink is killed; its watch starts another."""
+    send(fleet.job("superlink"), signal.SIGKILL)
+    return gone_on(fleet, hit)
 
 
-def _gone_on_with(fleet: Loopback, hit: Hit) -> Hit:
-    """Resume a run whose server is gone, to its end."""
-    assert fleet.player is not None
-    code = fleet.player.wait(300)
-    hit.seen.append(f"`fedgen run` ended with exit {code} after {hit.spent():.0f} s: {fleet.words()}")
+def gone_on(fleet: Loopback, hit: Hit) -> Hit:
+    """See that the run goes on by itself, or resume it; to its end."""
     hit.back(fleet.online, "the SuperLink and all nodes to be online")
-    tries = fleet.resume()
-    hit.seen.append(f"`fedgen resume` went on at try {tries}")
     hit.next()
+    if hit.ended() and not Run(fleet.run).finished:
+        hit.seen.append(f"`fedgen run` ended: {fleet.words()}")
+        hit.seen.append(f"`fedgen resume` went on, at try {fleet.resume()}")
+        hit.next()
+    else:
+        hit.seen.append("the run went on by itself")
     fleet.finish()
     return hit
 
@@ -136,14 +151,14 @@ def superlink_between(fleet: Loopback) -> Hit:
     """The SuperLink is killed as a round has just ended."""
     fleet.begin()
     until(lambda: fleet.rounds() >= TURN - 1, "a round to end")
-    return superlink_killed(fleet, lambda: Hit(fleet, f"SIGKILL to the SuperLink as round {TURN - 1} had just ended"))
+    return superlink_killed(fleet, Hit(fleet, f"SIGKILL to the SuperLink as round {TURN - 1} had just ended"))
 
 
 def superlink_within(fleet: Loopback) -> Hit:
     """The SuperLink is killed while nodes compute."""
     fleet.begin()
     fleet.busy("node-1", TURN)
-    return superlink_killed(fleet, lambda: Hit(fleet, f"SIGKILL to the SuperLink while nodes computed in round {TURN}"))
+    return superlink_killed(fleet, Hit(fleet, f"SIGKILL to the SuperLink while nodes computed in round {TURN}"))
 
 
 def server_killed(fleet: Loopback) -> Hit:
@@ -152,7 +167,7 @@ def server_killed(fleet: Loopback) -> Hit:
     fleet.busy("node-1", TURN)
     hit = Hit(fleet, f"SIGKILL to the server's process (`flwr-serverapp`) in round {TURN}")
     send(fleet.server(), signal.SIGKILL)
-    return _gone_on_with(fleet, hit)
+    return gone_on(fleet, hit)
 
 
 def power_cut(fleet: Loopback) -> Hit:
@@ -169,7 +184,7 @@ def power_cut(fleet: Loopback) -> Hit:
     fleet.player.kill()
     hit.seen.append(f"{killed} processes were killed")
     fleet.up()
-    return _gone_on_with(fleet, hit)
+    return gone_on(fleet, hit)
 
 
 def _runs(pid: int) -> bool:
@@ -216,10 +231,10 @@ def node_late(fleet: Loopback) -> Hit:
 def lied(fleet: Loopback, lie: str, said: str) -> Hit:
     """A hostile node in the place of node-2's own tells one lie."""
     home = fleet.node("node-2")
-    environ = os.environ | {launch.watch.MARK: str(home), "OMP_NUM_THREADS": "1"}
+    environ = os.environ | {MARK: str(home), "OMP_NUM_THREADS": "1"}
     command = [sys.executable, str(Path(__file__).parent / "liar.py"), str(home), lie, str(TURN)]
     with (home / "node.log").open("ab") as log:
-        liar = subprocess.Popen(command, env=environ, stdin=subprocess.DEVNULL, stdout=log, stderr=log)
+        liar = subprocess.Popen(command, env=environ, stdin=subprocess.DEVNULL, stdout=log, stderr=log, text=True)
     fleet.asides.append(liar)
     until(lambda: fleet.pid("node-2"), "the hostile node")
     fleet.begin()
@@ -289,7 +304,7 @@ def expired(fleet: Loopback) -> Hit:
     fleet.fedgen("fleet", "down", "--folder", folder)
     (fleet.home / "server.pem").unlink()
     fleet.up()
-    return _gone_on_with(fleet, hit)
+    return gone_on(fleet, hit)
 
 
 def _last(said: str) -> str:
@@ -343,6 +358,7 @@ def measured(name: str, folder: Path, world: Path) -> dict[str, Any]:
         "same_own_parts": parts == newest(hashes((other.folder / SHELF).glob("[!.]*"))),
         "own_parts_kept": hit.kept,
         "seconds_in_all": round(seconds, 1),
+        "load": round(os.getloadavg()[1], 1),
     }
 
 

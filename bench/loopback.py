@@ -110,13 +110,16 @@ class Loopback:
         if self.player:
             self.player.wait(LONG)
         for tries in range(1, 100):
-            before = self._stamp()
-            self.player = player = self._open("resume", str(self.run))
-            until(lambda: player.poll() is not None or self._stamp() != before, "the run to go on")
-            if player.poll() in (None, 0):
+            if self._resumed():
                 return tries
             time.sleep(1.0)
         raise TimeoutError(f"{self.run}: could not be gone on with")
+
+    def _resumed(self) -> bool:
+        before, self.player = self._stamp(), self._open("resume", str(self.run))
+        player = self.player
+        until(lambda: player.poll() is not None or self._stamp() != before, "the run to go on")
+        return player.poll() in (None, 0)
 
     def aside(self, *words: str) -> subprocess.Popen[str]:
         """Another command of fedgen beside the run, such as a node that is a process of its own."""
@@ -204,7 +207,7 @@ class Loopback:
     def online(self) -> bool:
         """Whether the SuperLink is there, and all nodes have signed in at it."""
         with suppress(Exception):
-            return sum(node.online for node in nodes(self.home)) == len(NODES)
+            return [node.online for node in nodes(self.home)].count(True) == len(NODES)
         return False
 
     def noticed(self) -> list[str]:
@@ -281,6 +284,12 @@ def newest(parts: Mapping[str, str], most: int = 10**9) -> dict[str, str]:
         if int(turn) <= most and int(turn) > found.get(client, (-1, ""))[0]:
             found[client] = int(turn), name
     return {name: parts[name] for _, name in found.values()}
+
+
+def outlived(name: str, parts: Iterable[str]) -> bool:
+    """Whether there is a newer version of a client's own part."""
+    client, turn, _ = name.rsplit(".", 2)
+    return any(other.startswith(f"{client}.") and int(other.rsplit(".", 2)[1]) > int(turn) for other in parts)
 
 
 def _quiet() -> dict[str, str]:

@@ -73,9 +73,10 @@ def up(
     try:
         watches = _bring_up(fleet, homes, bound=not detach)
         out.print(_online_table(fleet, homes, time.monotonic() - began))
-        out.print(f"now, in another terminal: fedgen run PLAN --set place=fleet --set fleet.folder={folder}")
+        at = "" if str(folder) == "fleet" else f" --folder {folder}"
+        out.print(f"now{'' if detach else ', in another terminal'}: fedgen fleet run PLAN{at}", soft_wrap=True)
         if detach:
-            out.print(f"and at the end: fedgen fleet down --folder {folder}")
+            out.print(f"and at the end: fedgen fleet down{at}", soft_wrap=True)
             return
         out.print("Ctrl-C takes it down")
         _stay(watches)

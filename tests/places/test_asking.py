@@ -1,30 +1,22 @@
-"""The server's end of a fleet: who is asked, how long a round waits, what is late, and a whole run over it."""
+"""The server's end of a fleet: who is asked, how long a round waits, and what is late."""
 
 import itertools
 import json
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
-from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 
-import fedgen
-from fedgen import Run
-from fedgen import plan as plans
 from fedgen.errors import ClientError
-from fedgen.places import asking, fleet, inprocess, roll, wire
+from fedgen.places import asking, roll, wire
 from fedgen.places.asking import Asking, Standing
-from fedgen.places.desk import Desk
-from fedgen.places.device import Consent, Device
 from fedgen.places.roll import Arrived, Noticed, Roll
 from fedgen.places.wire import Errand, Parcel, Present
-from fedgen.plan import Fleet, Plan
+from fedgen.plan import Fleet
 from fedgen.records import GLOBAL, Failure, Offer, Reply, Tree, Update
-from fedgen.run import PLAN
-from fedgen.store import Shelf, write_whole
 
 Answer = Callable[[Parcel], Parcel]
 ERRAND = Errand("tiny-0a1b", "", "one")
@@ -378,51 +370,3 @@ def test_an_odd_change_fails_and_the_others_count(odd: Tree) -> None:
     assert reason(found["dan"]).endswith("is not like the one that was offered")
     assert reason(found["dan"]).isprintable()
     assert sum(isinstance(reply, Update) for reply in found.values()) == 3
-
-
-# ---- a whole run
-
-
-def same(one: Tree | None, other: Tree | None) -> bool:
-    return (
-        one is not None
-        and other is not None
-        and one.keys() == other.keys()
-        and all(one[key].equal(other[key]) for key in one)
-    )
-
-
-@pytest.fixture(scope="module")
-def played(tiny_plan: dict[str, Any], tmp_path_factory: pytest.TempPathFactory) -> tuple[Run, Run, Path]:
-    """The same plan in this process, and on three nodes whose clients' own parts lie in a folder of theirs."""
-    folder = tmp_path_factory.mktemp("fleet")
-    changes = ["personal.kind=keep", "training.cohort=2", "encode.kind=backbone"]
-    here = fedgen.run(tiny_plan | {"cluster": {"kind": "kmeans", "count": 2}}, folder / "here", settings=changes)
-    settled = replace(here.plan, place="fleet", fleet=Fleet(nodes=3, deadline=60.0))
-    write_whole(folder / "there" / PLAN, plans.write(settled).encode())
-    fleet.name(folder / "there")
-    consent = [Consent(plan_data=True, share=f"{at}/3") for at in (1, 2, 3)]
-    desks = [Desk(Device(f"node-{at}", consent=own), folder / f"node-{at}") for at, own in enumerate(consent)]
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(roll, "LOOK", 0.0)
-        there = fleet.serve(folder / "there", Carrier({at: desk.answer for at, desk in enumerate(desks)}))
-    return here, there, folder
-
-
-def test_a_run_on_nodes_ends_as_the_one_in_this_process(played: tuple[Run, Run, Path]) -> None:
-    here, there, folder = played
-    assert there.scores == here.scores
-    assert there.clusters == here.clusters
-    for name in [name for name in here.adapters() if not name.startswith("client/")]:
-        assert same(there.adapter(name)[0], here.adapter(name)[0])
-    for line, other in zip(here.journal, there.journal, strict=True):
-        assert (line["clients"], line["failures"]) == (other["clients"], [])
-        assert line["metrics"]["loss"] == other["metrics"]["loss"]
-        assert other["up"] > 0
-    owns = {name: Shelf(path) for path in folder.glob("node-*/*/shelf") for name in Shelf(path).clients()}
-    assert sorted(owns) == here.shelf().clients()
-    assert all(same(shelf.get(name), here.shelf().get(name)) for name, shelf in owns.items())
-    assert there.shelf().clients() == []
-    live = json.loads((there.folder / "live.json").read_text())
-    assert (live["ended"], live["error"]) == (True, "")
-    assert there.facts["sizes"].keys() == {"ann", "bob", "cleo", "dan", "eve", "finn"}

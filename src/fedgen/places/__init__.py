@@ -14,12 +14,14 @@ from fedgen.groups import refuse
 from fedgen.journal import hold
 from fedgen.places import fleet, inprocess
 from fedgen.places.flower.app import app_of
-from fedgen.places.flower.fleet import Fleet, standing, stop, submit
+from fedgen.places.flower.fleet import Fleet, reach, standing, stop, submit
 from fedgen.places.flower.simulation import simulated
 from fedgen.plan import Plan
 from fedgen.run import PLAN, SHELF, Cost, Finished, Place, Run, Tell, cost_of, go, rules_of
 from fedgen.sample import sampler
 from fedgen.store import write_whole
+
+JOB = "job"  # the file with the number that a fleet knows the run by
 
 
 def silent(event: object) -> None:
@@ -59,13 +61,15 @@ def _gone(folder: Path, settled: Plan, place: Place, tell: Tell) -> Run:
     """The run, played where the plan says."""
     if settled.place == "ray":
         with simulated(settled, folder, tell) as ask:
-            return go(folder, settled, replace(place, ask=ask), tell)
+            facts = {**place.facts, "where": "the actors of Ray"}
+            return go(folder, settled, replace(place, ask=ask, facts=facts), tell)
     return go(folder, settled, place, tell)
 
 
 def _sent(folder: Path, settled: Plan, tell: Tell) -> Run:
     """The run, begun on a fleet and followed to its end."""
     chosen = Fleet(Path(settled.fleet.folder))
+    reach(chosen.near, chosen.ca)  # before anything is written
     with hold(folder):
         _write_plan(folder, settled)
     return _followed(folder, chosen, tell)
@@ -74,12 +78,13 @@ def _sent(folder: Path, settled: Plan, tell: Tell) -> Run:
 def _followed(folder: Path, chosen: Fleet, tell: Tell) -> Run:
     """The run on its fleet: played by it already, or from now on; Ctrl-C stops it there."""
     fleet.name(folder)
-    job = "" if fleet.is_served(folder) else submit(chosen, app_of(folder))
+    if not fleet.is_served(folder):
+        write_whole(folder / JOB, submit(chosen, app_of(folder)).encode())
+    job = (folder / JOB).read_text("utf-8")
     try:
-        found = fleet.follow(folder, lambda: standing(chosen, job) if job else "", tell)
+        found = fleet.follow(folder, lambda: standing(chosen, job), tell)
     except KeyboardInterrupt:
-        if job:
-            stop(chosen, job)
+        stop(chosen, job)
         raise
     tell(Finished(folder))
     return found

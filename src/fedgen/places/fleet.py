@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from fedgen.errors import ClientError, FedgenError
+from fedgen.groups import refuse
 from fedgen.journal import Journal, hold
 from fedgen.places.asking import Asking, Standing
 from fedgen.places.inprocess import facts_of, known, start_of
@@ -20,7 +21,7 @@ from fedgen.places.roll import CENSUS, Noticed, Post, Roll
 from fedgen.places.wire import Errand
 from fedgen.plan import write
 from fedgen.records import Failure, Report
-from fedgen.run import FACTS, JOURNAL, SCORES, SHELF, Began, Place, Run, Tell, go
+from fedgen.run import FACTS, JOURNAL, SCORES, SHELF, Began, Place, Run, Tell, cost_of, go, rules_of
 from fedgen.store import Shelf, write_whole
 
 LIVE, LOG, NAME = "live.json", "fleet.log", "run-id"
@@ -58,12 +59,14 @@ def _served(folder: Path, post: Post, tell: Tell) -> Run:
     most = ROOM + 2 * bank.lines.element_size() * bank.layout.width
     del backbone, bank  # from here on the server has adapters alone
     roll = Roll(post, errand, settled.fleet, facts["backbone_hash"], tell)
-    roll.gather()
     before = run.facts  # of a run that goes on: its clients are those that it began with
+    roll.gather(least=1 if before else settled.fleet.nodes)
     mine = {key: before[key] for key in CENSUS} if before else roll.census()
-    counts = {"clients": len(mine["sizes"]), "rows": sum(mine["sizes"].values())}
+    counts = {"clients": len(mine["sizes"]), "rows": sum(mine["sizes"].values()), "where": roll.said()}
     asking = Asking(post, errand, settled.fleet, roll, most, tell=tell)
     place = Place(mine["sizes"], asking.ask, start, Shelf(folder / SHELF), facts | mine | counts, known(mine["labels"]))
+    cost_of(settled, place)  # refuses a cohort larger than the clients
+    refuse(rules_of(settled, place), sorted(place.sizes))
     return go(folder, settled, place, tell)
 
 

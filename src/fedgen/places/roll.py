@@ -56,16 +56,20 @@ class Roll:
         self._asked: dict[str, int] = {}  # the node that a question is under way to, by ticket
         self._looked = -math.inf
 
-    def gather(self) -> None:
-        """Wait until as many nodes as the plan wants are here, or say why they are not."""
+    def gather(self, least: int = 0) -> None:
+        """Wait until as many nodes as the plan wants are here; with fewer than `least` (0: those), say why not."""
+        least = least or self.terms.nodes
         until, told = time.monotonic() + self.terms.patience, False
         while self._present() < self.terms.nodes:
             self.look()
             if not told and not self.online:
                 self.tell(Noticed(f"no node is online; waiting {self.terms.patience:g} s for one"))
                 told = True
-            if time.monotonic() > until:
+            if time.monotonic() > until and self._present() < least:
                 raise ClientError(self._missing())
+            if time.monotonic() > until:
+                self.tell(Noticed(f"going on with {self._present()} of {self.terms.nodes} nodes"))
+                return
             time.sleep(NAP)
 
     def census(self) -> dict[str, Any]:
@@ -76,6 +80,10 @@ class Roll:
             "labels": {name: label for one in here for name, label in sorted(one.labels.items())},
             "dropped": sorted(name for one in here for name in one.dropped),
         }
+
+    def said(self) -> str:
+        """Where the run is played, for its report."""
+        return f"a fleet of {self._present()} nodes"
 
     def at(self, client: str) -> int | None:
         """The node that a client can be reached on now."""

@@ -68,7 +68,8 @@ def measured(run: Digest) -> list[tuple[str, str]]:
             f"{facts['backbone']}, {facts['parameters']:,} parameters, {size(facts['full_bytes'])} of weights in memory"
         )
         pairs.append(("Backbone", f"{model}, content hash {facts['backbone_hash'][:16]}"))
-        pairs.append(("Machine", facts["machine"]))
+        where = f"{facts['where']}; its server: " if "where" in facts else ""
+        pairs.append(("Machine", f"{where}{facts['machine']}"))
         versions = {"python": facts["python"]} | facts["versions"]
         pairs.append(("Versions", ", ".join(f"{name} {which}" for name, which in versions.items())))
     if run.finished:
