@@ -331,35 +331,34 @@ SCENARIOS: dict[str, Callable[[Loopback], Hit]] = {
 
 def measured(name: str, folder: Path, world: Path) -> dict[str, Any]:
     """A scenario, and how its end compares with that in one process."""
-    plan = tiny(world) if not world.exists() else json.loads((world / "plan.json").read_text("utf-8"))
-    (world / "plan.json").write_text(json.dumps(plan), "utf-8")
-    began = time.monotonic()
+    plan, began = tiny(world), time.monotonic()
     with loopback(folder, plan) as fleet:
         hit = SCENARIOS[name](fleet)
         seconds = time.monotonic() - began
         run, parts = Run(fleet.run), newest(fleet.parts())
-        noticed = [line for line in fleet.noticed() if not line.startswith("node '") or "takes no part" in line]
+        said = [*hit.seen, *told(run), *(line for line in fleet.noticed() if not line.startswith("node '"))]
     out = missing(run)
-    if out:
-        other = replayed(plan, folder / "replayed", out, late=hit.late)
-    else:
-        other = Run(world / "run") if (world / "run").exists() else uninterrupted(plan, world / "run")
-    failures = [f"round {line['round']}: {one['client']}: {one['reason']}" for line in run.journal
-                for one in line["failures"]]  # fmt: skip
+    other = replayed(plan, folder / "other", out, late=hit.late) if out else uninterrupted(plan, world / "run")
     return {
         "what": hit.what,
-        "seen": [plain(line, folder) for line in [*hit.seen, *failures, *noticed]],
+        "seen": [plain(line, folder) for line in said],
         "seconds_until_whole": hit.whole,
         "seconds_until_the_round_ended": hit.on,
         "finished": run.finished and len(run.journal) == plan["rounds"],
         "missing": {str(turn): sorted(names) for turn, names in out.items()},
-        "compared_with": "the same clients missing" if out else "uninterrupted",
         "same_shared_adapter": same_shared(run.folder, other.folder),
         "same_own_parts": parts == newest(hashes((other.folder / SHELF).glob("[!.]*"))),
         "own_parts_kept": hit.kept,
         "seconds_in_all": round(seconds, 1),
         "load": round(os.getloadavg()[1], 1),
     }
+
+
+def told(run: Run) -> list[str]:
+    """The failures of a run as its journal has them."""
+    return [
+        f"round {line['round']}: {one['client']}: {one['reason']}" for line in run.journal for one in line["failures"]
+    ]
 
 
 def missing(run: Run) -> dict[int, set[str]]:

@@ -48,13 +48,16 @@ class Folders:
         return self.folder / name
 
 
-def tiny(folder: Path, rounds: int = 4) -> dict[str, Any]:
+def tiny(folder: Path) -> dict[str, Any]:
     """A plan of the suite's tiny backbone and six clients, two a node, with turns long enough to be hit."""
     recipe, made = runpy.run_path(str(ROOT / "tests" / "conftest.py")), Folders(folder)
-    backbone, text = (recipe[name].__wrapped__(made) for name in ("tiny_backbone", "tiny_text"))
+    if not folder.exists():
+        for name in ("tiny_backbone", "tiny_text"):
+            recipe[name].__wrapped__(made)
+    backbone, text = folder / "backbone" / "tiny", folder / "text"
     return {
         "name": "faults",
-        "rounds": rounds,
+        "rounds": 4,
         "backbone": {"source": str(backbone), "length": 32, "device": "cpu"},
         "data": {"kind": "folder", "path": str(text)},
         "cohort": {"fraction": 1.0},
@@ -315,8 +318,8 @@ def _spent(pid: int) -> float:
 
 
 def uninterrupted(plan: Mapping[str, Any], folder: Path) -> Run:
-    """The plan in one process, from its start to its end."""
-    return fedgen.run(plan, folder)
+    """The plan in one process, from its start to its end; once."""
+    return fedgen.resume(folder) if (folder / PLAN).exists() else fedgen.run(plan, folder)
 
 
 def replayed(plan: Mapping[str, Any], folder: Path, out: Mapping[int, set[str]], *, late: bool) -> Run:

@@ -17,6 +17,7 @@ from rich.table import Table
 
 from fedgen.errors import PlanError, ServeError, StoreError
 from fedgen.places import device
+from fedgen.places.fleet import standing as run_standing
 from fedgen.places.flower import launch, watch
 from fedgen.places.flower.certificates import check_server, make_authority, make_node_key, make_server
 from fedgen.places.flower.fleet import (
@@ -33,6 +34,7 @@ from fedgen.places.flower.fleet import (
     runs,
     split,
 )
+from fedgen.screen import stands
 from fedgen.store import read_bytes, write_whole
 
 WIDE = 160  # columns for a pipe or a file, where nothing should be cut
@@ -333,5 +335,5 @@ def status(
     for number, said in runs(fleet).items():
         out.print(f"run {number}: {said}")
     if run is not None:
-        live = run / "live.json"
-        out.print(read_bytes(live).decode() if live.exists() else f"{run}: is not under way", markup=False)
+        now = run_standing(run)
+        out.print(f"{run}: {now if isinstance(now, str) else stands(now)}", markup=False, soft_wrap=True)

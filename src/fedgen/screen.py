@@ -119,7 +119,8 @@ def stands(now: Standing) -> str:
     """How an ask stands, in words."""
     until = f" of {now.deadline:.0f}" if now.deadline < NEVER else ""
     who = f"{now.use}, {now.answered} of {now.asked} have answered, {counted(now.nodes, 'node')} online"
-    return f"round {now.round}: {who}, {now.seconds:.0f}{until} s, {size(now.up)} up"
+    when = "the end" if now.use == "score" else f"round {now.round}"
+    return f"{when}: {who}, {now.seconds:.0f}{until} s, {size(now.up)} up"
 
 
 def gains_of(scores: Mapping[str, Mapping[str, Score]], adapter: str, yardstick: Yardstick) -> Gains | None:

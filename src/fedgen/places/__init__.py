@@ -16,6 +16,7 @@ from fedgen.places import fleet, inprocess
 from fedgen.places.flower.app import app_of
 from fedgen.places.flower.fleet import Fleet, reach, standing, stop, submit
 from fedgen.places.flower.simulation import simulated
+from fedgen.places.roll import Noticed
 from fedgen.plan import Plan
 from fedgen.run import PLAN, SHELF, Cost, Finished, Place, Run, Tell, cost_of, go, rules_of
 from fedgen.sample import sampler
@@ -80,6 +81,7 @@ def _followed(folder: Path, chosen: Fleet, tell: Tell) -> Run:
     fleet.name(folder)
     if not fleet.is_served(folder):
         write_whole(folder / JOB, submit(chosen, app_of(folder)).encode())
+        tell(Noticed(f"given to the fleet at {chosen.near}, which starts its server"))
     job = (folder / JOB).read_text("utf-8")
     try:
         found = fleet.follow(folder, lambda: standing(chosen, job), tell)

@@ -71,12 +71,21 @@ class Presence(Protocol):
 
 
 class Asking:
-    """Asks clients wherever they are; `most` bytes are read of one reply."""
+    """Asks clients wherever they are; `most` bytes are read of one reply, `nap` seconds lie between two looks."""
 
     def __init__(
-        self, post: Post, errand: Errand, terms: Fleet, roll: Presence, most: int, *, tell: Callable[[object], None]
+        self,
+        post: Post,
+        errand: Errand,
+        terms: Fleet,
+        roll: Presence,
+        most: int,
+        *,
+        tell: Callable[[object], None],
+        nap: float = NAP,
     ) -> None:
-        self.post, self.errand, self.terms, self.roll, self.most, self.tell = post, errand, terms, roll, most, tell
+        self.post, self.errand, self.terms, self.roll, self.most = post, errand, terms, roll, most
+        self.tell, self.nap = tell, nap
         self.flying: dict[str, Sent] = {}
         self.early: list[Reply] = []  # changes that came while something else was asked
         self._began = False
@@ -103,7 +112,7 @@ class Asking:
                 yield self._counted(asked, reply)
             self._stand(asked)
             if asked.answered == before:
-                time.sleep(NAP)
+                time.sleep(self.nap)
         for failure in self._given_up(asked):
             yield self._counted(asked, failure)
         self._stand(asked)

@@ -127,6 +127,16 @@ def is_served(folder: Path) -> bool:
         return False
 
 
+def standing(folder: Path) -> Standing | str:
+    """How far the run of a folder has come; in words where nothing is asked now."""
+    if Run(folder).finished:
+        return "finished"
+    live = _live(folder) if (folder / LIVE).exists() else {}
+    if not live or not is_served(folder):
+        return f"is not under way; `fedgen resume {folder}` goes on with it"
+    return Standing(**live["standing"]) if live["standing"] else "waits for nodes"
+
+
 def follow(folder: Path, standing: Callable[[], str], tell: Tell) -> Run:
     """Tell what a fleet's run does until it has ended; `standing` is Flower's word on it, should it end without one."""
     log = folder / LOG

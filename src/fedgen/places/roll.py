@@ -11,7 +11,7 @@ from fedgen.places import wire
 from fedgen.places.wire import Errand, Parcel, Present
 from fedgen.plan import Fleet
 
-NAP, LOOK = 0.1, 2.0  # seconds between two looks for replies, and for nodes
+NAP, LOOK = 0.2, 2.0  # seconds between two looks for replies, and for nodes
 CENSUS = ("sizes", "labels", "dropped")  # what a run keeps of those who were there when it began
 
 

@@ -171,7 +171,7 @@ def app_that_fails(folder: Path) -> Path:
     )
     (folder / "failing.py").write_text(
         "from flwr.clientapp import ClientApp\nfrom flwr.serverapp import ServerApp\n"
-        "server, client = ServerApp(), ClientApp()\n"
+        "server = ServerApp()\nclient = ClientApp()\n"
         '@server.main()\ndef main(grid, context):\n    raise RuntimeError("on purpose")\n'
     )
     return folder

@@ -186,4 +186,5 @@ def _pem(builder: "x509.CertificateBuilder", signer: "ec.EllipticCurvePrivateKey
     from cryptography.hazmat.primitives import hashes
     from cryptography.hazmat.primitives.serialization import Encoding
 
-    return builder.sign(signer, hashes.SHA384()).public_bytes(Encoding.PEM)
+    raw: bytes = builder.sign(signer, hashes.SHA384()).public_bytes(Encoding.PEM)
+    return raw

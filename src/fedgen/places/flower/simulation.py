@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from flwr.app import Context, Message
     from flwr.serverapp import Grid
 
+SOON = 0.02  # seconds: a look costs no more than a call here
 ANY = 2**40  # bytes: an actor is believed, too
 
 
@@ -39,7 +40,7 @@ def simulated(plan: Plan, run: Path, tell: Callable[[object], None]) -> Iterator
     with _engine(plan.ray, answer) as (grid, look):
         post, errand = GridPost(grid), Errand(run.absolute().name, write(plan))
         terms = Fleet(deadline=NEVER, quorum=0.0)
-        yield Asking(post, errand, terms, Crowd(post.nodes(), look), ANY, tell=tell).ask
+        yield Asking(post, errand, terms, Crowd(post.nodes(), look), ANY, tell=tell, nap=SOON).ask
 
 
 class Crowd:

@@ -4,9 +4,11 @@ Nothing but Flower and the standard library is imported, so that a message costs
 """
 
 import json
+import os
 import subprocess
 import sys
 import time
+from multiprocessing import AuthenticationError
 from multiprocessing.connection import Client, Connection
 from pathlib import Path
 
@@ -14,6 +16,7 @@ from flwr.app import Array, ArrayRecord, ConfigRecord, Context, Message, RecordD
 from flwr.clientapp import ClientApp
 
 PATIENCE, NAP, TRIES = 300.0, 0.1, 3  # seconds for a node to come up, seconds between two looks, nodes lost in one turn
+LAST = 2.0  # seconds for another one to come up, where the one that was started has ended
 
 app = ClientApp()
 
@@ -62,13 +65,14 @@ def reached(home: Path) -> Connection:
     while time.monotonic() < until:
         try:
             said = json.loads((home / "node.json").read_text("utf-8"))
+            os.kill(said["pid"], 0)  # one that was killed leaves its word behind, and its port to anyone
             return Client(("127.0.0.1", said["port"]), authkey=bytes.fromhex(said["secret"]))
-        except (OSError, ValueError, EOFError):
+        except (OSError, ValueError, EOFError, AuthenticationError):
             pass
         if started is None:
             started = start(home)
-        elif started.poll() not in (None, 0):  # 0: another one was faster
-            break
+        elif started.poll() is not None:  # it cannot start, or another one was faster
+            until = min(until, time.monotonic() + LAST)
         time.sleep(NAP)
     raise RuntimeError(f"the node did not come up; {home / 'node.log'} says why")
 
