@@ -24,6 +24,7 @@ from typing import Any
 
 import torch
 from loopback import (
+    LONG,
     NODES,
     Loopback,
     hashes,
@@ -46,8 +47,8 @@ from fedgen.places.flower.watch import MARK
 from fedgen.run import SHELF, Run
 
 TURN = 2  # the round in which it happens
-HALT = 25.0  # seconds that a node is halted, and more than the deadline of that run
-DEADLINE = 12.0
+HALT = 30.0  # seconds that a node is halted, and more than the deadline of that run
+DEADLINE = 20.0
 
 
 @dataclass
@@ -59,7 +60,7 @@ class Hit:
     at: float = field(default_factory=time.monotonic)
     seen: list[str] = field(default_factory=list)
     whole: float | None = None  # seconds until what was hit was there again
-    on: float = 0.0  # seconds until the next round had ended
+    on: float | None = None  # seconds until the next round had ended
     late: bool = False  # whether clients that were not heard took their turns all the same
     kept: bool | None = None  # whether the clients' own parts of the last finished round came through a restart
     names: Sequence[str] = NODES  # the nodes that were hit
@@ -134,17 +135,24 @@ def superlink_killed(fleet: Loopback, hit: Hit) -> Hit:
 
 
 def gone_on(fleet: Loopback, hit: Hit) -> Hit:
-    """See that the run goes on by itself, or resume it; to its end."""
+    """See that the run goes on by itself once all are online again, or resume it; to its end."""
     hit.back(fleet.online, "the SuperLink and all nodes to be online")
     hit.next()
     if hit.ended() and not Run(fleet.run).finished:
-        hit.seen.append(f"`fedgen run` ended: {fleet.words()}")
-        hit.seen.append(f"`fedgen resume` went on, at try {fleet.resume()}")
+        resumed(fleet, hit)
         hit.next()
     else:
         hit.seen.append("the run went on by itself")
     fleet.finish()
     return hit
+
+
+def resumed(fleet: Loopback, hit: Hit) -> None:
+    """Resume a run whose server is gone."""
+    assert fleet.player is not None
+    if fleet.player.wait(LONG) > 0:  # else it was killed itself
+        hit.seen.append(f"after {hit.spent():.0f} s `fedgen run` ended: {fleet.words()}")
+    hit.seen.append(f"`fedgen resume` went on, at try {fleet.resume()}")
 
 
 def superlink_between(fleet: Loopback) -> Hit:
@@ -167,7 +175,11 @@ def server_killed(fleet: Loopback) -> Hit:
     fleet.busy("node-1", TURN)
     hit = Hit(fleet, f"SIGKILL to the server's process (`flwr-serverapp`) in round {TURN}")
     send(fleet.server(), signal.SIGKILL)
-    return gone_on(fleet, hit)
+    resumed(fleet, hit)
+    hit.back(fleet.live, "a server")
+    hit.next()
+    fleet.finish()
+    return hit
 
 
 def power_cut(fleet: Loopback) -> Hit:
@@ -278,7 +290,6 @@ def stranger(fleet: Loopback) -> Hit:
     hit = Hit(fleet, f"a node with a key that was never admitted joins in round {TURN}")
     said = fleet.fedgen("fleet", "join", str(home), "--server", near, wanted=1)
     hit.seen.append(f"refused after {hit.spent():.0f} s, exit 1: {_last(said)}")
-    hit.next()
     fleet.finish()
     return hit
 

@@ -61,8 +61,8 @@ def tiny(folder: Path) -> dict[str, Any]:
         "backbone": {"source": str(backbone), "length": 32, "device": "cpu"},
         "data": {"kind": "folder", "path": str(text)},
         "cohort": {"fraction": 1.0},
-        "training": {"steps": 300, "batch": 2},
-        "personal": {"kind": "keep", "steps": 60},
+        "training": {"steps": 150, "batch": 2},
+        "personal": {"kind": "keep", "steps": 40},
         "evaluate": {"every": 0, "rows": 4},
         "fleet": {"nodes": 3, "patience": 150.0, "deadline": 120.0},
     }

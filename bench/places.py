@@ -1,22 +1,22 @@
 """Client-turns a second: fedgen in process and on Ray, and a plain Flower + PEFT simulation of the same work.
 
-    python bench/places.py [--repeats 2] [--rounds 2] [--clients 32]
+    python bench/places.py [--sizes 1x1 4x1 4x4] [--repeats 2] [--rounds 2] [--clients 32]
 
 Same embedded backbone, same rows in the same order, same steps from the same adapter. The plain simulation is measured
-as it is usually written, with the model loaded in every `train` call, and with the model kept by the actor. Each repeat
-runs all ways in turn, each in processes of its own, and ratios are taken repeat by repeat. The first round, in which
-models are loaded, is not counted, nor is what comes before it: both are told as the start. That all ways did the same
-is not taken on trust: steps and tokens must be equal in every round, the loss and the last adapter nearly so.
+as it is usually written, with text, tokenizer, model and Trainer set up in every `train` call, and with the model kept
+by the actor and a plain loop. Each repeat runs all ways in turn, each in processes of its own, and ratios are taken
+repeat by repeat. The first round, in which models are loaded, is not counted, nor is what comes before it: both are
+told as the start. That all ways did the same is not taken on trust: steps and tokens must be equal in every round, the
+loss and the last adapter nearly so.
 """
 
 import argparse
-import multiprocessing
+import json
 import os
 import statistics
 import tempfile
 import time
 from collections.abc import Callable, Sequence
-from concurrent.futures import ProcessPoolExecutor
 from functools import partial
 from importlib.metadata import version
 from itertools import chain, pairwise
@@ -24,6 +24,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from apart import apart
 from machine import about, keep
 from peers import START, Played, Work
 from safetensors.torch import save_file
@@ -40,13 +41,13 @@ from fedgen.plan import Plan, read
 from fedgen.records import Client, Report, Update
 from fedgen.turns import SHARED
 
-CORES, RANK, TARGETS = 2, 6, ("down_proj",)
-SIZES = {"1 step of 1 row": (1, 1), "4 steps of 1 row": (4, 1), "4 steps of 4 rows": (4, 4)}  # a client's turn
+CORES, LENGTH, RANK, TARGETS = 2, 128, 6, ("down_proj",)
+SIZES = [(1, 1), (4, 1), (4, 4)]  # steps of a client's turn, and rows a step
 WAYS = {
     "inprocess": f"fedgen in one process of {CORES} torch threads",
     "ray": f"fedgen on Ray, {CORES} actors",
-    "usual": f"Flower + PEFT, {CORES} actors, the model loaded in every call",
-    "cached": f"Flower + PEFT, {CORES} actors, the model kept by the actor",
+    "usual": f"Flower + PEFT, {CORES} actors, everything set up in every call",
+    "cached": f"Flower + PEFT, {CORES} actors, the model kept by the actor, a plain loop",
 }
 GOALS = {"usual": 5.0, "cached": 1.5}  # how many times as fast in process is to be
 ALIKE = 1e-3  # how far a round's loss, relatively, and a number of the last adapter may lie from those in process
@@ -57,7 +58,9 @@ def plan_of(clients: int, rounds: int, steps: int, rows: int) -> dict[str, Any]:
     return {
         "name": "places",
         "rounds": rounds,
+        "backbone": {"length": LENGTH},
         "data": {"limit": 30000, "modules": list(FEDERATED[:clients])},
+        "deal": {"order": "tail", "valid": 0.01, "test": 0.01},  # nearly all that a peer tokenises is trained on
         "adapter": {"rank": RANK, "targets": list(TARGETS)},
         "training": {"steps": steps, "batch": rows},
         "cohort": {"fraction": 1.0},
@@ -67,28 +70,35 @@ def plan_of(clients: int, rounds: int, steps: int, rows: int) -> dict[str, Any]:
 
 
 def write(plan: Plan, folder: Path) -> Work:
-    """Everything that fedgen would train on, batch by batch, and the adapter it would start from, as files."""
+    """Everything that fedgen would train on, as text and batch by batch, and the adapter it would start from."""
     backbone = plan.backbone.load()
-    held, _ = inprocess.hold_data(plan, backbone)
+    documents, shares = inprocess.shared_out(plan)
+    held, _ = inprocess.hold(plan, backbone, documents, shares)
     folder.mkdir(parents=True)
     for at, name in enumerate(sorted(held)):
-        save_file(batches(plan, held[name]), folder / f"{at}.safetensors")
+        client, picks = held[name], picks_of(plan, held[name])
+        save_file(batches(client, picks), folder / f"{at}.safetensors")
+        own = {"texts": [documents[one].text for one in shares[name]], "picks": picks.tolist()}
+        (folder / f"{at}.json").write_text(json.dumps(own | {"examples": count(client.train)}))
     with plan.adapter.bank(backbone.network, RANK) as bank:
         save_file(bank.fresh(seeds.generator(plan.seed, -1, "", "adapter"), RANK), folder / START)
-    training = plan.training
-    return Work(str(folder), str(EMBEDDED), len(held), plan.rounds, RANK, list(TARGETS), training.lr, training.clip)
+    training, targets = plan.training, list(TARGETS)
+    return Work(str(folder), str(EMBEDDED), len(held), plan.rounds, RANK, targets, LENGTH, training.lr, training.clip)
 
 
-def batches(plan: Plan, client: Client) -> dict[str, torch.Tensor]:
-    """A client's rows in the order in which it trains on them: [rounds, steps, rows, tokens]."""
-    total = count(client.train)
+def picks_of(plan: Plan, client: Client) -> torch.Tensor:
+    """Which of its rows a client trains on, in order, [rounds, steps, rows]; they are the first rows of its text."""
     draws = [seeds.generator(plan.seed, turn + 1, client.name, f"{SHARED} order") for turn in range(plan.rounds)]
-    picks = torch.stack([order(plan.training, total, draw) for draw in draws])
+    return torch.stack([order(plan.training, count(client.train), draw) for draw in draws])
+
+
+def batches(client: Client, picks: torch.Tensor) -> dict[str, torch.Tensor]:
+    """A client's rows as picked: [rounds, steps, rows, tokens]."""
     rows = take(client.train, picks.clamp(min=0))
     scored = rows["scored"] & (picks >= 0).unsqueeze(-1)
     ids = rows["ids"].long()
     labels = ids[..., 1:].masked_fill(~scored, -100)
-    return {"ids": ids[..., :-1].contiguous(), "labels": labels, "examples": torch.tensor(total)}
+    return {"ids": ids[..., :-1].contiguous(), "labels": labels, "examples": torch.tensor(count(client.train))}
 
 
 def ours(place: str, contents: Sequence[dict[str, Any]], folder: Path) -> list[Played]:
@@ -123,11 +133,10 @@ def theirs(works: Sequence[Work], *, cached: bool) -> list[Played]:
     return simulate(works, CORES, cached=cached)
 
 
-def apart(act: Callable[[], list[Played]]) -> tuple[float, list[Played]]:
+def timed(act: Callable[[], list[Played]]) -> tuple[float, list[Played]]:
     """A way in a process of its own: how long it took to the end of its first round, and what it played."""
     began = time.perf_counter()
-    with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as pool:
-        played = pool.submit(act).result()
+    played = apart(act)
     return played[0].ends[0] - began, played
 
 
@@ -153,7 +162,7 @@ def once(contents: Sequence[dict[str, Any]], ways: Sequence[str]) -> dict[str, t
             "usual": partial(theirs, works, cached=False),
             "cached": partial(theirs, works, cached=True),
         }
-        return {way: apart(acts[way]) for way in ways}
+        return {way: timed(acts[way]) for way in ways}
 
 
 def same(found: dict[str, Played]) -> dict[str, Any]:
@@ -197,6 +206,12 @@ def measured(repeats: Sequence[dict[str, Played]], clients: int) -> dict[str, An
     }
 
 
+def size_of(word: str) -> tuple[int, int]:
+    """Steps and rows of a word such as 4x1."""
+    steps, _, rows = word.partition("x")
+    return int(steps), int(rows)
+
+
 def spread(values: list[float]) -> dict[str, float]:
     return {"min": round(min(values), 3), "median": round(statistics.median(values), 3), "max": round(max(values), 3)}
 
@@ -206,18 +221,20 @@ def main() -> None:
     parser.add_argument("--repeats", type=int, default=2)
     parser.add_argument("--rounds", type=int, default=2, help="so many are timed, after one that is not")
     parser.add_argument("--clients", type=int, default=32)
+    parser.add_argument("--sizes", nargs="+", type=size_of, default=SIZES, help="steps x rows a step")
     asked = parser.parse_args()
     os.environ.pop("OMP_NUM_THREADS", None)  # each way says itself how many threads it takes
     ways = known()
-    contents = [plan_of(asked.clients, asked.rounds + 1, *size) for size in SIZES.values()]
+    contents = [plan_of(asked.clients, asked.rounds + 1, *size) for size in asked.sizes]
     done = [once(contents, ways) for _ in range(asked.repeats)]
     found: dict[str, Any] = {"versions": about()["versions"] | {name: version(name) for name in ("flwr", "ray")}}
-    found |= {"clients": asked.clients, "row_tokens": 128, "rank": RANK, "targets": TARGETS, "seed": 0}
+    found |= {"clients": asked.clients, "row_tokens": LENGTH, "rank": RANK, "targets": TARGETS, "seed": 0}
     found |= {"cores": CORES, "repeats": asked.repeats, "rounds_timed": asked.rounds}
     found["ways"] = {way: WAYS[way] for way in ways}
     found["start_seconds"] = {way: spread([each[way][0] for each in done]) for way in ways}
-    for at, size in enumerate(SIZES):
-        found[size] = measured([{way: each[way][1][at] for way in ways} for each in done], asked.clients)
+    for at, (steps, rows) in enumerate(asked.sizes):
+        name = f"{steps} step{'s' * (steps > 1)} of {rows} row{'s' * (rows > 1)}"
+        found[name] = measured([{way: each[way][1][at] for way in ways} for each in done], asked.clients)
     keep("places", found)
 
 

@@ -1,7 +1,7 @@
 """A round: the client's half as if alone, what a client keeps for itself, and the server's half, failures included."""
 
 import copy
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -11,11 +11,11 @@ import torch
 
 from fedgen import plan as plans
 from fedgen import seeds, tree
-from fedgen.aggregate import Average
+from fedgen.aggregate import AGGREGATES, Average, takes
 from fedgen.bank import Bank
 from fedgen.cohort import Uniform
 from fedgen.data import count
-from fedgen.errors import ClientError
+from fedgen.errors import ClientError, TreeError
 from fedgen.groups import offers
 from fedgen.outer import Momentum, Plain
 from fedgen.personal import FineTune, Keep, Nothing, Personal
@@ -291,3 +291,75 @@ def test_the_first_rows_or_all() -> None:
     rows = {"ids": torch.arange(5)}
     assert [count(head(rows, most)) for most in (0, 2, 5, 9)] == [5, 2, 5, 5]
     assert head(rows, 2)["ids"].tolist() == [0, 1]
+
+
+# --- updates that no honest client sends
+
+
+def changed(adapter: Tree, *first: torch.Tensor) -> Tree:
+    """The adapter with another first tensor, or without any."""
+    key = next(iter(adapter))
+    return {**dict(zip([key], first, strict=False)), **{other: adapter[other] for other in adapter if other != key}}
+
+
+HOSTILE: dict[str, Callable[[Update], Update]] = {
+    "nan": lambda update: replace(update, adapter={k: x * torch.nan for k, x in update.adapter.items()}),
+    "one nan": lambda update: replace(update, adapter=changed(update.adapter, torch.full((2, 3), torch.nan))),
+    "infinite": lambda update: replace(update, adapter={k: x + torch.inf for k, x in update.adapter.items()}),
+    "huge": lambda update: replace(update, adapter={k: x + 1e30 for k, x in update.adapter.items()}),
+    "too many examples": lambda update: replace(update, examples=2**52),
+    "another shape": lambda update: replace(update, adapter=changed(update.adapter, torch.ones(3, 2))),
+    "another rank": lambda update: replace(update, adapter=changed(update.adapter, torch.ones(4, 3))),
+    "no shape": lambda update: replace(update, adapter=changed(update.adapter, torch.ones(()))),
+    "no numbers": lambda update: replace(update, adapter=changed(update.adapter, torch.ones(0, 3))),
+    "a key too few": lambda update: replace(update, adapter=changed(update.adapter)),
+    "a key too much": lambda update: replace(update, adapter={**update.adapter, "more": torch.ones(2)}),
+    "no keys": lambda update: replace(update, adapter={}),
+    "other keys": lambda update: replace(update, adapter={"weight": torch.ones(2, 3)}),
+    "another cluster": lambda update: replace(update, cluster="nowhere"),
+}  # fmt: skip
+
+
+SUMMED = {"huge": ("average", "padded"), "too many examples": ("average",)}  # which rules see that it is too much
+PAIRS = [
+    (what, kind)
+    for what in HOSTILE
+    for kind, rule in AGGREGATES.items()
+    if takes(rule, "whole") and kind in SUMMED.get(what, AGGREGATES)
+]
+
+
+@pytest.mark.parametrize(("what", "aggregate"), PAIRS)
+def test_a_hostile_update_is_a_failure_and_the_others_count_in_any_order(what: str, aggregate: str) -> None:
+    names = ["a", "b", "x"]
+
+    def ask(order: Sequence[str]) -> Callable[[Iterable[Offer]], Iterator[Reply]]:
+        def asked(found: Iterable[Offer]) -> Iterator[Reply]:
+            own = {offer.client: step(offer, {"a": 1.0, "b": 4.0}.get(offer.client, 2.0)) for offer in found}
+            own["x"] = HOSTILE[what](own["x"])
+            return (own[name] for name in order if name in own)
+
+        return asked
+
+    one = replace(server(names), aggregate=AGGREGATES[aggregate]())
+    ends = [play(one, State(0, {GLOBAL: leaf(1.0)}), ask(order)) for order in ("abx", "xba", "axb")]
+    wanted, _ = play(one, State(0, {GLOBAL: leaf(1.0)}), ask("ab"))
+    for state, report in ends:
+        assert [failure.client for failure in report.failures] == ["x"]
+        assert report.failures[0].reason
+        assert (report.metrics["terms"], report.up) == (6.0, 14)
+        assert same(dict(state.adapters[GLOBAL]), dict(wanted.adapters[GLOBAL]))
+
+
+def test_a_sum_is_as_if_what_it_refuses_had_not_come() -> None:
+    sums = [tree.Sum(), tree.Sum()]
+    for total, hostile in zip(sums, (False, True), strict=True):
+        for number in (1.0, 2.0, 3.0):
+            if hostile:
+                with pytest.raises(TreeError, match="can be summed exactly"):
+                    total.add(leaf(1e30), 1.0)
+                with pytest.raises(TreeError, match="can be summed exactly"):
+                    total.add(leaf(1.0), 2.0**52)
+            total.add(leaf(number), 10.0)
+    assert same(sums[0].mean(), sums[1].mean())
+    assert sums[0].weight == sums[1].weight == 30.0

@@ -20,7 +20,10 @@ for name, value in QUIET.items():
 
 @dataclass(frozen=True)
 class Work:
-    """What a peer is to do; `folder` holds the adapter to start from, and a file of batches a client."""
+    """What a peer is to do; `folder` holds the adapter to start from, and of each client the text and the batches.
+
+    A row predicts `length` tokens.
+    """
 
     folder: str
     model: str
@@ -28,6 +31,7 @@ class Work:
     rounds: int
     rank: int
     targets: list[str]
+    length: int
     lr: float
     clip: float
 

@@ -1,9 +1,9 @@
 """A plain Flower + PEFT simulation, written the usual way, or with the model kept by the actor from call to call.
 
-After the shape of Flower's public examples of tuning language models (FlowerTune): the model is loaded and wrapped in
-`train`, the adapter travels as an ArrayRecord of PEFT's state dict, FedAvg adds up. To the peer's favour nothing else
-of them is here: no tokenizer, no Trainer, no evaluation, and each client's batches lie ready in a file. Ray's actors
-import this module by its name, so that what it keeps is kept.
+The adapter travels as an ArrayRecord of PEFT's state dict, FedAvg adds up. The usual way does everything in `train`, as
+Flower's public examples do (see `peers.usual`). The other is the best that a user would write: the model is loaded once
+an actor, the loop is plain, and each client's batches lie ready in a file. Ray's actors import this module by its name,
+so that what it keeps is kept.
 """
 
 import logging
@@ -18,31 +18,22 @@ from flwr.clientapp import ClientApp
 from flwr.serverapp import Grid, ServerApp
 from flwr.serverapp.strategy import FedAvg
 from flwr.simulation import run_simulation
-from peft import LoraConfig, PeftModel, get_peft_model, get_peft_model_state_dict, set_peft_model_state_dict
+from peft import PeftModel, get_peft_model_state_dict, set_peft_model_state_dict
 from safetensors.torch import load_file, save
 from torch.nn import functional as F
-from transformers import AutoModelForCausalLM
-from transformers.utils.logging import disable_progress_bar
 
 from peers import START, Played, Work
+from peers.usual import turn, wrapped
 
 kept: dict[str, PeftModel] = {}
 app = ClientApp()
 
 
-def loaded(config: ConfigRecord) -> PeftModel:
-    """The model from its folder, in PEFT."""
-    disable_progress_bar()
-    network = AutoModelForCausalLM.from_pretrained(config["model"], dtype=torch.float32)
-    rank, targets = config["rank"], config["targets"]
-    return get_peft_model(network, LoraConfig(r=rank, lora_alpha=rank, target_modules=targets, task_type="CAUSAL_LM"))
-
-
 def held(config: ConfigRecord) -> PeftModel:
-    """The same, loaded once an actor."""
+    """The model in PEFT, loaded once an actor."""
     name = str(config["model"])
     if name not in kept:
-        kept[name] = loaded(config)
+        kept[name] = wrapped(config)
     return kept[name]
 
 
@@ -51,19 +42,26 @@ def train(message: Message, context: Context) -> Message:
     """A client's turn: so many steps of AdamW on the offered adapter."""
     torch.set_num_threads(1)
     config = message.content["config"]
-    model = held(config) if config["cached"] else loaded(config)
-    set_peft_model_state_dict(model, message.content["arrays"].to_torch_state_dict())
-    rows = load_file(Path(config["folder"]) / f"{context.node_config['partition-id']}.safetensors")
-    turn = config["server-round"] - 1
-    losses = steps_of(model, rows["ids"][turn], rows["labels"][turn], config)
+    act = lasting if config["cached"] else turn
+    model, metrics = act(config, context.node_config["partition-id"], message.content["arrays"].to_torch_state_dict())
+    sent = {"arrays": ArrayRecord(get_peft_model_state_dict(model)), "metrics": MetricRecord(metrics)}
+    return Message(RecordDict(sent), reply_to=message)
+
+
+def lasting(config: ConfigRecord, client: int, adapter: dict[str, torch.Tensor]) -> tuple[PeftModel, dict[str, Any]]:
+    """A turn with the model that is kept, and batches that lie ready."""
+    model = held(config)
+    set_peft_model_state_dict(model, adapter)
+    rows = load_file(Path(config["folder"]) / f"{client}.safetensors")
+    at = config["server-round"] - 1
+    losses = steps_of(model, rows["ids"][at], rows["labels"][at], config)
     metrics = {
         "num-examples": int(rows["examples"]),
         "loss": sum(losses) / len(losses),
         "steps": len(losses),
-        "terms": int((rows["labels"][turn] >= 0).sum()),
+        "terms": int((rows["labels"][at] >= 0).sum()),
     }
-    sent = {"arrays": ArrayRecord(get_peft_model_state_dict(model)), "metrics": MetricRecord(metrics)}
-    return Message(RecordDict(sent), reply_to=message)
+    return model, metrics
 
 
 def steps_of(model: PeftModel, ids: torch.Tensor, labels: torch.Tensor, config: ConfigRecord) -> list[float]:

@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from fedgen.errors import ClientError
-from fedgen.places import asking, roll, wire
+from fedgen.places import roll, wire
 from fedgen.places.asking import Asking, Standing
 from fedgen.places.roll import Arrived, Noticed, Roll
 from fedgen.places.wire import Errand, Parcel, Present
@@ -22,15 +22,14 @@ Answer = Callable[[Parcel], Parcel]
 ERRAND = Errand("tiny-0a1b", "", "one")
 HASH = "0123456789abcdef"
 MOST = 10**7
-SOON = 0.3  # seconds of a deadline here
+SOON, NAP = 0.3, 0.005  # seconds of a deadline here, and between two looks
 
 
 @pytest.fixture(autouse=True)
 def _quick(monkeypatch: pytest.MonkeyPatch) -> None:
     """Looks follow each other without a pause."""
     monkeypatch.setattr(roll, "LOOK", 0.0)
-    monkeypatch.setattr(roll, "NAP", 0.005)
-    monkeypatch.setattr(asking, "NAP", 0.005)
+    monkeypatch.setattr(roll, "NAP", NAP)
 
 
 @dataclass
@@ -131,7 +130,7 @@ class Server:
 
     def __post_init__(self) -> None:
         self.roll = Roll(self.post, ERRAND, self.terms, HASH, self.told.append)
-        self.asking = Asking(self.post, ERRAND, self.terms, self.roll, MOST, tell=self.told.append)
+        self.asking = Asking(self.post, ERRAND, self.terms, self.roll, MOST, tell=self.told.append, nap=NAP)
         self.roll.gather()
 
     def ask(self, asked: Sequence[Offer]) -> dict[str, Reply]:
@@ -173,10 +172,13 @@ def test_everyone_answers_each_node_is_sent_one_parcel() -> None:
     assert all(reply in server.told for reply in found.values())
 
 
-def test_bytes_are_those_of_the_parcels() -> None:
+@pytest.mark.parametrize("rank", [0, 10])
+def test_bytes_are_those_of_the_parcels(rank: int) -> None:
+    """Of a parcel for two, whose bytes are even or odd."""
     server = Server(Carrier(three()), terms())
     met = len(server.post.sent)
-    found = server.ask(offers(4.0))
+    first, *others = offers(4.0)
+    found = server.ask([replace(first, rank=rank), *others])
     train = [parcel for _, use, parcel in server.post.sent if use == "train"]
     assert sum(reply.down for reply in found.values()) == sum(parcel.size for parcel in train)
     back = server.post.back[met:]

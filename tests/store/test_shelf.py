@@ -160,3 +160,33 @@ def test_a_damaged_part_and_a_file_for_a_folder_are_told(tmp_path: Path) -> None
         Shelf(tmp_path / "shelf").get("alice")
     with pytest.raises(StoreError, match="wanted a folder"):
         Shelf(path)
+
+
+@pytest.mark.parametrize("limit", [0, 2**30])
+def test_the_part_before_a_round_is_given_however_much_came_later(tmp_path: Path, limit: int) -> None:
+    shelf = Shelf(tmp_path, limit)
+    for turn in (2, 5, 3):
+        shelf.put("alice", turn, make(turn))
+    shelf.put("bob", 0, make(10))
+    shelf.flush()
+    for found in (shelf, Shelf(tmp_path, limit)):
+        wanted = {1: None, 2: None, 3: 2, 4: 3, 5: 3, 6: 5, 99: 5}
+        for turn, part in wanted.items():
+            got = found.get("alice", before=turn)
+            assert got is None if part is None else same(got, make(part))
+        assert same(found.get("alice"), make(5))
+        assert same(found.get("bob", before=1), make(10))
+        assert found.get("bob", before=0) is None
+        assert found.get("carol", before=9) is None
+
+
+def test_a_turn_that_is_taken_again_meets_what_was_there_before(tmp_path: Path) -> None:
+    shelf = Shelf(tmp_path)
+    shelf.put("alice", 1, make(1))
+    for _ in range(2):
+        assert same(shelf.get("alice", before=2), make(1))
+        shelf.put("alice", 2, make(2))
+    shelf.settle(1)
+    assert same(shelf.get("alice", before=2), make(1)), "round 2 is not done, and may be asked for again"
+    shelf.settle(2)
+    assert shelf.get("alice", before=2) is None

@@ -23,7 +23,7 @@ from fedgen.store import Shelf, write_whole
 from fedgen.turns import Site, turns
 
 SESSION = "session"  # the file that says which session of a server this machine has last worked for
-RUN_NAME = re.compile(r"[\w-][\w.-]{0,150}")
+RUN_NAME = re.compile(r"[^./\\\x00-\x1f][^/\\\x00-\x1f]{0,200}")  # of a folder, which leads nowhere else
 
 
 @dataclass(frozen=True)
@@ -47,7 +47,7 @@ class Desk:
         """The replies to a parcel; whatever goes wrong here is said in them."""
         errand, offers = wire.read_offers(parcel)
         if not RUN_NAME.fullmatch(errand.run):
-            raise ClientError(f"run: wanted a name of letters and figures, came {errand.run!r}")
+            raise ClientError(f"run: wanted the name of a folder, came {errand.run!r}")
         if offers is None:
             return wire.introduced(self._present(errand))
         replies = self._replies(errand, offers)
@@ -76,7 +76,7 @@ class Desk:
         except Exception as error:  # noqa: BLE001
             why = self._reason(error)
             done |= {offer.client: _failed(offers, offer.client, why) for offer in asked}
-        return [done[offer.client] for offer in offers]
+        return [self._named(done[offer.client]) for offer in offers]
 
     def _turns(self, site: Site, offers: Sequence[Offer]) -> list[Reply]:
         """All turns at once; if that fails each alone, so that one client does not take others along."""
@@ -86,6 +86,13 @@ class Desk:
             if len(offers) == 1:
                 return [_failed(offers, offers[0].client, self._reason(error))]
             return [reply for offer in offers for reply in self._turns(site, [offer])]
+
+    def _named(self, reply: Reply) -> Reply:
+        """The reply, in which no model of this machine is said where it lies, but as the plan calls it."""
+        if isinstance(reply, Failure):
+            for name, path in self.device.backbones.items():
+                reply = replace(reply, reason=reply.reason.replace(path, name))
+        return reply
 
     def _reason(self, error: Exception) -> str:
         """What the server is told: of what is this machine's own, only that it failed; its log has the rest."""
