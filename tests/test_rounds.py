@@ -307,7 +307,6 @@ HOSTILE: dict[str, Callable[[Update], Update]] = {
     "one nan": lambda update: replace(update, adapter=changed(update.adapter, torch.full((2, 3), torch.nan))),
     "infinite": lambda update: replace(update, adapter={k: x + torch.inf for k, x in update.adapter.items()}),
     "huge": lambda update: replace(update, adapter={k: x + 1e30 for k, x in update.adapter.items()}),
-    "too many examples": lambda update: replace(update, examples=2**52),
     "another shape": lambda update: replace(update, adapter=changed(update.adapter, torch.ones(3, 2))),
     "another rank": lambda update: replace(update, adapter=changed(update.adapter, torch.ones(4, 3))),
     "no shape": lambda update: replace(update, adapter=changed(update.adapter, torch.ones(()))),
@@ -320,13 +319,7 @@ HOSTILE: dict[str, Callable[[Update], Update]] = {
 }  # fmt: skip
 
 
-SUMMED = {"huge": ("average", "padded"), "too many examples": ("average",)}  # which rules see that it is too much
-PAIRS = [
-    (what, kind)
-    for what in HOSTILE
-    for kind, rule in AGGREGATES.items()
-    if takes(rule, "whole") and kind in SUMMED.get(what, AGGREGATES)
-]
+PAIRS = [(what, kind) for what in HOSTILE for kind, rule in AGGREGATES.items() if takes(rule, "whole")]
 
 
 @pytest.mark.parametrize(("what", "aggregate"), PAIRS)
@@ -349,6 +342,19 @@ def test_a_hostile_update_is_a_failure_and_the_others_count_in_any_order(what: s
         assert report.failures[0].reason
         assert (report.metrics["terms"], report.up) == (6.0, 14)
         assert same(dict(state.adapters[GLOBAL]), dict(wanted.adapters[GLOBAL]))
+
+
+def test_nobody_counts_for_more_than_it_said_it_holds() -> None:
+    names = ["a", "b"]
+
+    def ask(found: Iterable[Offer]) -> Iterator[Reply]:
+        sent = {"a": (3.0, 2**52), "b": (1.0, 1)}
+        return (replace(step(offer, sent[offer.client][0]), examples=sent[offer.client][1]) for offer in found)
+
+    one = replace(server(names), sizes={"a": 1, "b": 1})
+    state, report = play(one, State(0, {GLOBAL: leaf(0.0)}), ask)
+    assert report.failures == ()
+    assert all(value.eq(2.0).all() for value in state.adapters[GLOBAL].values())
 
 
 def test_a_sum_is_as_if_what_it_refuses_had_not_come() -> None:

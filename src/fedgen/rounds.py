@@ -51,6 +51,9 @@ class _Tally:
     def take(self, reply: Reply) -> None:
         """Count one reply, and fold it in if it is an update."""
         self.down += reply.down
+        if isinstance(reply, Update):  # nobody counts for more than it said it holds
+            rows = self.server.sizes.get(reply.client, reply.examples)
+            reply = dataclasses.replace(reply, examples=min(reply.examples, rows))
         if isinstance(reply, Update) and (why := self._broken(reply) or self._unfit(reply)):
             reply = Failure(reply.round, reply.client, reply.cluster, why, reply.down)
         if isinstance(reply, Failure):
@@ -69,7 +72,10 @@ class _Tally:
     def _broken(self, update: Update) -> str:
         if update.cluster not in self.state.adapters:
             return f"the update is of cluster '{update.cluster}', which is none"
-        return "" if tree.is_finite(update.adapter) else "the update holds numbers that are not finite"
+        if not tree.is_finite(update.adapter):
+            return "the update holds numbers that are not finite"
+        huge = any(bool((value.abs() >= tree.LIMIT).any()) for value in update.adapter.values())
+        return f"the update holds numbers of {tree.LIMIT:.3g} and more" if huge else ""
 
     def _unfit(self, update: Update) -> str:
         """Why an update cannot be folded in; nothing once it is."""

@@ -86,7 +86,7 @@ class Live:
                 self._write({})
         elif isinstance(event, Noticed):
             with (self.folder / LOG).open("a", encoding="utf-8") as log:
-                log.write(f"{time.strftime('%Y-%m-%d %H:%M:%S')} {event.said}\n")
+                log.write(f"{time.strftime('%Y-%m-%d %H:%M:%S')} {' '.join(event.said.split())}\n")
 
     def end(self, error: str) -> None:
         """The last word: why the server stopped, or that it is done."""
@@ -194,4 +194,4 @@ def _noticed(folder: Path, seen: _Seen) -> list[Noticed]:
     raw = (folder / LOG).read_bytes()[seen.noticed :]
     whole = raw[: raw.rfind(b"\n") + 1]
     seen.noticed += len(whole)
-    return [Noticed(line.split(" ", 2)[2]) for line in whole.decode().splitlines()]
+    return [Noticed(line.split(" ", 2)[2]) for line in whole.decode().split("\n") if line]

@@ -102,6 +102,8 @@ class Roll:
             self.tell(Noticed(f"node '{self.met[node].name}' is offline"))
         for node in sorted((self.online - before) & self.met.keys()):
             self.tell(Noticed(f"node '{self.met[node].name}' is online again"))
+            if self.met[node].reason:  # it may have been mended
+                del self.met[node]
         for node in sorted(self.online - self.met.keys() - set(self._asked.values())):
             if ticket := self.post.send(node, wire.question(self.errand), "meet", 0):
                 self._asked[ticket] = node
@@ -121,7 +123,8 @@ class Roll:
 
     def _accepted(self, node: int, present: Present) -> Present:
         """The same, or without clients and with the reason."""
-        taken = sorted(name for name in present.rows if self.home.get(name, node) != node)
+        others = self.online - {node}
+        taken = sorted(name for name in present.rows if self.home.get(name) in others)
         why = present.reason
         if not why and present.backbone != self.backbone:
             why = f"its backbone is {present.backbone[:16]}, wanted {self.backbone[:16]}; give it the same model"
