@@ -46,6 +46,7 @@ COMES_IN = 120.0  # seconds for all nodes; one that was killed a moment ago wait
 fleet_app = typer.Typer(no_args_is_help=True, help="A fleet on Flower: all of it here, or a server and nodes.")
 out = Console(highlight=False, width=None if sys.stdout.isatty() else WIDE)
 
+Watches = Mapping[Path, "subprocess.Popen[bytes]"]
 Folder = Annotated[Path, typer.Option(help="The fleet's folder.")]
 Insecure = Annotated[bool, typer.Option("--insecure", help="In plain text, and without sign-in. For trials alone.")]
 
@@ -66,12 +67,14 @@ def up(
     began = time.monotonic()
     home = Path(os.path.realpath(folder))
     if watch.watched(home):
+        _mend(Fleet(home))
         out.print(f"fleet '{folder}' is up at {Fleet(home).near}; `fedgen fleet status --folder {folder}` shows it")
         return
     fleet = _prepared(home, port, insecure=insecure)
     homes = _node_folders(fleet, count)
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
         signal.signal(number, _interrupt)
+    watches: Watches = {}
     try:
         watches = _bring_up(fleet, homes, bound=not detach)
         out.print(_online_table(fleet, homes, time.monotonic() - began))
@@ -85,9 +88,19 @@ def up(
     except KeyboardInterrupt:
         out.print("taking the fleet down ...")
         _take_down(home)
+        if not watches:  # it never was up
+            raise typer.Exit(130) from None
     except Exception:
         _take_down(home)
         raise
+
+
+def _mend(fleet: Fleet) -> None:
+    """Start again the nodes that were given up, in a fleet that is up."""
+    for home in sorted(path.parent for path in fleet.nodes_folder.glob(f"*/{device.NODE}")):
+        if not watch.watched(home):
+            launch.start(home, launch.supernode(home, fleet.near, insecure=fleet.insecure), bound=False)
+            out.print(f"{home.name}: started again")
 
 
 def _interrupt(number: int, frame: FrameType | None) -> None:
@@ -147,9 +160,6 @@ def _node_folders(fleet: Fleet, count: int | None) -> list[Path]:
 def _make_node(home: Path, name: str, share: str) -> None:
     home.mkdir(parents=True, exist_ok=True, mode=0o700)
     write_whole(home / device.NODE, device.sample(name, share).encode())
-
-
-Watches = Mapping[Path, "subprocess.Popen[bytes]"]
 
 
 def _bring_up(fleet: Fleet, homes: list[Path], *, bound: bool) -> Watches:

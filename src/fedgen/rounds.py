@@ -54,8 +54,8 @@ class _Tally:
         if isinstance(reply, Update):  # nobody counts for more than it said it holds
             rows = self.server.sizes.get(reply.client, reply.examples)
             reply = dataclasses.replace(reply, examples=min(reply.examples, rows))
-        if isinstance(reply, Update) and (why := self._broken(reply) or self._unfit(reply)):
-            reply = Failure(reply.round, reply.client, reply.cluster, why, reply.down)
+            if why := self._broken(reply) or self._fold(reply):
+                reply = Failure(reply.round, reply.client, reply.cluster, why, reply.down)
         if isinstance(reply, Failure):
             self.failures.append(reply)
             return
@@ -74,21 +74,21 @@ class _Tally:
             return f"the update is of cluster '{update.cluster}', which is none"
         if not tree.is_finite(update.adapter):
             return "the update holds numbers that are not finite"
-        huge = any(bool((value.abs() >= tree.LIMIT).any()) for value in update.adapter.values())
-        return f"the update holds numbers of {tree.LIMIT:.3g} and more" if huge else ""
+        most = tree.LIMIT / max(sum(self.server.sizes.values()), 1)  # so that one cannot take the room of all
+        huge = any(bool((value.abs() >= most).any()) for value in update.adapter.values())
+        return f"the update holds numbers of {most:.3g} and more" if huge else ""
 
-    def _unfit(self, update: Update) -> str:
-        """Why an update cannot be folded in; nothing once it is."""
-        turn, server = self.state.round + 1, self.server
-        like = self.likes.get(update.cluster) or server.share.like(
-            self.state.adapters[update.cluster], turn, server.rank
-        )
-        fold = self.folds.get(update.cluster) or server.aggregate.fold(like)
+    def _fold(self, update: Update) -> str:
+        """Fold an update in, or say why it does not fit."""
+        cluster, turn, server = update.cluster, self.state.round + 1, self.server
+        known = cluster in self.folds
+        like = self.likes[cluster] if known else server.share.like(self.state.adapters[cluster], turn, server.rank)
+        fold = self.folds[cluster] if known else server.aggregate.fold(like)
         try:
             fold.add(dataclasses.replace(update, adapter=server.share.read(update.adapter, like, turn)))
         except TreeError as error:
             return str(error)
-        self.likes[update.cluster], self.folds[update.cluster] = like, fold
+        self.likes[cluster], self.folds[cluster] = like, fold
         return ""
 
     def report(self, names: Sequence[str], seconds: float, clusters: Mapping[str, Any]) -> Report:

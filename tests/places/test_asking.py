@@ -2,6 +2,7 @@
 
 import itertools
 import json
+import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
@@ -322,19 +323,39 @@ def test_late_changes_are_laid_on_today_s_adapter_and_weigh_less() -> None:
     assert post.asked("train").count(["dan"]) == 1
 
 
-def test_check_and_score_see_all_and_changes_that_come_meanwhile_are_kept() -> None:
-    post = Carrier(three(), delays={"dan": itertools.chain([0.15], itertools.repeat(0.0))})
+def test_check_passes_by_who_trains_score_waits_and_changes_that_come_meanwhile_are_kept() -> None:
+    post = Carrier(three(), delays={"dan": itertools.chain([0.3], itertools.repeat(0.0))})
     server = Server(post, terms(buffer=3, staleness=1.0, deadline=30.0))
     assert "dan" not in server.ask(offers(0.0))
-    for use in ("check", "score"):
-        found = server.ask(offers(5.0, use=use))
-        assert {name: type(reply) for name, reply in found.items()} == dict.fromkeys(NAMES, Update)
-    time.sleep(0.15)
-    server.ask(offers(5.0, use="check"))  # in which dan's change of round 1 comes
+    check = server.ask(offers(5.0, use="check"))
+    assert reason(check.pop("dan")) == "its node is at an earlier question"
+    score = server.ask(offers(5.0, use="score"))  # in which dan's change of round 1 comes
+    for found, names in ((check, NAMES[:3]), (score, NAMES)):
+        assert {name: type(reply) for name, reply in found.items()} == dict.fromkeys(names, Update)
     second = list(server.asking.ask(offers(10.0, turn=2)))
     late = [reply for reply in second if reply.client == "dan"]
     holds(late[0], 10.0 + 0.5)
     assert all(reply.round == 2 for reply in second)
+
+
+def test_a_node_that_is_late_is_not_asked_anything_else_until_it_has_answered() -> None:
+    post = Carrier(three(), delays={"dan": itertools.chain([3 * SOON], itertools.repeat(0.0))})
+    server = Server(post, terms(quorum=0.5))
+    for turn in (1, 2):
+        assert isinstance(server.ask(offers(turn=turn))["dan"], Failure)
+    assert post.asked("train").count(["dan"]) == 1
+    time.sleep(2 * SOON)
+    server.ask(offers(turn=3))
+    assert isinstance(server.ask(offers(turn=4))["dan"], Update)
+    assert any("dan answered 'train'" in said for said in server.noticed())
+
+
+def test_at_the_end_a_node_that_is_away_has_until_the_deadline_to_come_back() -> None:
+    post = Carrier(three())
+    server = Server(post, terms(deadline=30.0, patience=30.0))
+    post.online.discard(3)
+    threading.Timer(0.2, post.online.add, [3]).start()
+    assert isinstance(server.ask(offers(use="score"))["dan"], Update)
 
 
 def test_one_who_takes_longer_than_the_deadline_is_given_up_and_asked_anew() -> None:

@@ -174,6 +174,16 @@ def test_a_new_session_goes_back_to_where_it_began(desk: Desk, settled: Plan, st
     assert shelf(desk).round_of("bob") == 3
 
 
+def test_a_session_that_is_over_is_refused_and_takes_nothing_back(desk: Desk, settled: Plan, start: Tree) -> None:
+    ask(desk, errand(settled, session="two", done=0), asked(start, turn=1))
+    before = shelf(desk).get("ann")
+    late = ask(desk, errand(settled, session="one", base=0, done=0), asked(start, ["ann"], turn=1))
+    assert [reply.reason for reply in late if isinstance(reply, Failure)] == [
+        "session one: is over, the server is at two"
+    ]
+    same(shelf(desk).get("ann"), before)
+
+
 def test_what_is_done_is_settled(desk: Desk, settled: Plan, start: Tree) -> None:
     for turn in (1, 2, 3):
         ask(desk, errand(settled, done=turn - 1), asked(start, ["ann"], turn=turn))

@@ -1,5 +1,6 @@
 """Which machines are there: who is let in, who is not and why, and the census of a run."""
 
+import threading
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
@@ -143,8 +144,42 @@ def test_garbage_takes_no_part_and_the_others_do() -> None:
 
 
 def test_a_name_that_would_play_with_the_terminal_does_not() -> None:
-    _, told = gathered(Letters({1: holds("\x1b[2Jada\n", "ann\n2000-01-01")}), 1)
-    assert told == ["node ' [2Jada ' holds ann 2000-01-01"]
+    _, told = gathered(Letters({1: holds("\x1b[2Jada\n", "ann")}), 1)
+    assert told == ["node ' [2Jada ' holds ann"]
+
+
+@pytest.mark.parametrize("name", ["ann\n2000-01-01", "\x1b[2J", "\ud800", "a" * 501])
+def test_a_client_whose_name_cannot_be_written_down_takes_no_part(name: str) -> None:
+    assert "without a name that can be read" in refused(Letters({1: holds("ada", name)}))
+
+
+def test_all_who_are_online_at_the_start_are_heard() -> None:
+    post = Letters({1: holds("ada", "ann"), 2: None, 3: holds("eve", "cleo")})
+    threading.Timer(0.3, lambda: post.says.update({2: holds("bob", "bob")})).start()
+    found, _ = gathered(post, 1)
+    assert sorted(found.census()["sizes"]) == ["ann", "bob", "cleo"]
+
+
+def test_a_run_that_goes_on_waits_for_its_clients_but_not_for_ever() -> None:
+    post = Letters({1: holds("ada", "ann"), 2: holds("eve", "cleo")}, online={1})
+    told: list[str] = []
+    found = Roll(post, ERRAND, Fleet(nodes=1, patience=1.0), HASH, lambda event: told.append(event.said))
+    threading.Timer(0.2, lambda: post.online.add(2)).start()
+    found.gather(["ann", "cleo", "zoe"])
+    assert found.home == {"ann": 1, "cleo": 2}
+    assert told[-1] == "going on with 2 nodes, without zoe"
+
+
+def test_one_that_takes_no_part_is_asked_again_after_a_while(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(roll, "AGAIN", 0.0)
+    monkeypatch.setattr(roll, "LOOK", 0.0)
+    post = Letters({1: holds("ada", "ann", reason="not today"), 2: holds("eve", "cleo")})
+    found, told = gathered(post, 1)
+    post.says[1] = holds("ada", "ann")
+    for _ in range(4):
+        found.look()
+    assert found.at("ann") == 1
+    assert told.count("node 'ada' takes no part: not today") == 1
 
 
 def test_one_that_went_away_over_the_question_is_asked_again() -> None:

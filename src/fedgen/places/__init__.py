@@ -8,7 +8,7 @@ from typing import Any
 
 from fedgen import plan as plans
 from fedgen.backbones import Backbone, LanguageBackbone
-from fedgen.errors import StoreError
+from fedgen.errors import FedgenError, StoreError
 from fedgen.exhibit import QUALITY, exhibit, ready
 from fedgen.groups import refuse
 from fedgen.journal import hold
@@ -21,8 +21,6 @@ from fedgen.plan import Plan
 from fedgen.run import PLAN, SHELF, Cost, Finished, Place, Run, Tell, cost_of, go, rules_of
 from fedgen.sample import sampler
 from fedgen.store import write_whole
-
-JOB = "job"  # the file with the number that a fleet knows the run by
 
 
 def silent(event: object) -> None:
@@ -44,6 +42,7 @@ def run(
     settled = inprocess.settle(plan, backbone)
     ready(settled, backbone)
     if settled.place == "fleet":
+        del backbone  # the fleet's server has its own
         return _sent(where, settled, tell)
     place = inprocess.place(settled, backbone, where / SHELF, tell)
     cost_of(settled, place)  # refuses a cohort larger than the clients, before anything is written
@@ -79,17 +78,26 @@ def _sent(folder: Path, settled: Plan, tell: Tell) -> Run:
 def _followed(folder: Path, chosen: Fleet, tell: Tell) -> Run:
     """The run on its fleet: played by it already, or from now on; Ctrl-C stops it there."""
     fleet.name(folder)
-    if not fleet.is_served(folder):
-        write_whole(folder / JOB, submit(chosen, app_of(folder)).encode())
-        tell(Noticed(f"given to the fleet at {chosen.near}, which starts its server"))
-    job = (folder / JOB).read_text("utf-8")
+    served, job = fleet.is_served(folder), ""
     try:
-        found = fleet.follow(folder, lambda: standing(chosen, job), tell)
+        if not served:
+            job = submit(chosen, app_of(folder))
+            tell(Noticed(f"given to the fleet at {chosen.near}, which starts its server"))
+        found = fleet.follow(folder, lambda: _standing(chosen, folder), tell, begun=served)
     except KeyboardInterrupt:
-        stop(chosen, job)
+        if job := job or fleet.job(folder):
+            stop(chosen, job)
         raise
     tell(Finished(folder))
     return found
+
+
+def _standing(chosen: Fleet, folder: Path) -> str:
+    """Flower's word on a run's server, or why there is none."""
+    try:
+        return standing(chosen, fleet.job(folder))
+    except FedgenError as error:
+        return str(error)
 
 
 def _refuse_a_run(folder: Path) -> None:

@@ -99,9 +99,10 @@ class Asking:
         if not self._began:  # a session's first ask is of the round after the last finished one
             self._began, self.errand = True, replace(self.errand, base=done)
         self.errand = replace(self.errand, done=done)
-        waits = first.use == "train" and self.terms.buffer  # for who trains already; all others are asked at once
-        busy = {offer.client for sent in self.flying.values() for offer in sent.offers} if waits else set()
-        waiting = {offer.client: offer for offer in found if offer.client not in busy}
+        lasting = self._lasts(first.use)
+        waiting = {
+            offer.client: offer for offer in found if not (lasting and self.roll.at(offer.client) in self._busy())
+        }
         now = {offer.cluster: offer.adapter for offer in found}
         asked = Asked(first.round, first.use, len(found), time.monotonic(), waiting, now)
         while not self._over(asked):
@@ -116,58 +117,73 @@ class Asking:
         for failure in self._given_up(asked):
             yield self._counted(asked, failure)
         self._stand(asked)
+        asked.now, asked.waiting = {}, {}  # what may come late needs neither
 
     # ---- how long
 
+    def _lasts(self, use: str) -> bool:
+        """Whether those who are asked may take longer than the round."""
+        return use == "train" and self.terms.buffer > 0
+
+    def _busy(self, asked: Asked | None = None) -> set[int]:
+        """The nodes that are at the question of another ask; a second one would only wait in line behind it."""
+        return {sent.node for sent in self.flying.values() if sent.ask is not asked}
+
     def _over(self, asked: Asked) -> bool:
         """Whether this ask has waited long enough; too few updates of a round are an error."""
-        trains, buffer = asked.use == "train", self.terms.buffer
-        if trains and asked.updates >= (buffer or _of(asked.many, 1 - self.terms.spare)):
+        lasting = self._lasts(asked.use)
+        if asked.use == "train" and asked.updates >= (self.terms.buffer or _of(asked.many, 1 - self.terms.spare)):
             return True
-        out = any(sent.ask is asked or (buffer and trains) for sent in self.flying.values())
+        out = any(sent.ask is asked or (lasting and sent.ask.use == "train") for sent in self.flying.values())
         if not out and not asked.waiting:
             return True
         spent = time.monotonic() - asked.began
         enough = asked.use == "check" or asked.updates >= _of(asked.many, self.terms.quorum)
-        if enough and (spent > self.terms.deadline or not (out or self._reachable(asked))):
+        if enough and (spent > self.terms.deadline or not (out or self._may_come(asked))):
             return True
         if spent <= max(self.terms.deadline, self.terms.patience):
             return False
-        if trains and not buffer:
+        if asked.use == "train" and not lasting:
             wish = f"wanted updates of {self.terms.quorum:g} of those asked (fleet.quorum)"
             came = f"came {asked.updates} of {asked.many} in {spent:.0f} s, with {len(self.roll.online)} nodes online"
             raise ClientError(f"round {asked.round}: {wish}, {came}; resume once more are online, or lower it")
         return True
 
-    def _reachable(self, asked: Asked) -> bool:
-        return any(self.roll.at(name) is not None for name in asked.waiting)
+    def _may_come(self, asked: Asked) -> bool:
+        """Whether to wait for those who have not been asked yet; at the end for all, as nobody asks again."""
+        if asked.use == "score":
+            return True
+        out = self._busy(asked) if asked.use == "check" else set()
+        return any(self.roll.at(name) not in (None, *out) for name in asked.waiting)
 
     def _given_up(self, asked: Asked) -> Iterator[Failure]:
         """Those who are not waited for any more, with the reason; asynchronous ones may take longer than a round."""
         now, terms = time.monotonic(), self.terms
         spent = now - asked.began
-        yield from (_failed(offer, "its node is not online") for offer in asked.waiting.values())
+        for offer in asked.waiting.values():
+            there = self.roll.at(offer.client) is not None
+            yield _failed(offer, "its node is at an earlier question" if there else "its node is not online")
         for ticket, sent in list(self.flying.items()):
-            if terms.buffer and sent.ask.use == "train":
+            if self._lasts(sent.ask.use):
                 if asked.use == "train" and now - sent.at > terms.deadline:
                     del self.flying[ticket]
-                    yield from (_failed(offer, f"no answer within {terms.deadline:g} s") for offer in sent.offers)
+                    yield from _silent(sent, f"no answer within {terms.deadline:g} s")
             elif now - sent.at > 2 * (terms.deadline + terms.patience):  # long late, and no longer listened for
                 del self.flying[ticket]
             elif sent.ask is asked:
                 why = f"no answer within {spent:.0f} s" if spent > terms.deadline else "enough others were faster"
                 bare = tuple(replace(offer, adapter={}, beside={}) for offer in sent.offers)  # what may come is late
                 self.flying[ticket] = replace(sent, offers=bare)
-                for offer, share in zip(sent.offers, sent.shares, strict=True):
-                    yield replace(_failed(offer, why), down=share)
+                yield from _silent(sent, why)
 
     # ---- there and back
 
     def _send(self, asked: Asked) -> None:
         """Send what is still to be sent to those who are online, a parcel a node."""
         by_node: dict[int, list[Offer]] = {}
+        busy = self._busy(asked)
         for name, offer in asked.waiting.items():
-            if (node := self.roll.at(name)) is not None:
+            if (node := self.roll.at(name)) is not None and node not in busy:
                 by_node.setdefault(node, []).append(offer)
         for node, own in by_node.items():
             parcel = wire.offered(self.errand, own)
@@ -188,16 +204,15 @@ class Asking:
             self.early = []
         for arrived in self.post.arrived(list(self.flying)) if self.flying else ():
             sent = self.flying.pop(arrived.ticket)
-            if sent.ask is not asked and not (self.terms.buffer and sent.ask.use == "train"):
+            late = sent.ask is not asked and not self._lasts(sent.ask.use)
+            if late and not arrived.gone:
                 names, spent = ", ".join(offer.client for offer in sent.offers), time.monotonic() - sent.at
-                said = (
-                    f"round {sent.ask.round}: {names} answered '{sent.ask.use}' after {spent:.0f} s, too late; dropped"
-                )
-                self.tell(Noticed(said))
+                what = f"round {sent.ask.round}: {names} answered '{sent.ask.use}'"
+                self.tell(Noticed(f"{what} after {spent:.0f} s, too late; dropped"))
             elif arrived.gone and sent.ask is asked:  # its node may come back in time
                 self.roll.online.discard(sent.node)
                 asked.waiting |= {offer.client: offer for offer in sent.offers}
-            else:
+            elif not late:
                 yield from self._read(sent, arrived, asked)
 
     def _read(self, sent: Sent, arrived: Arrived, asked: Asked) -> Iterator[Reply]:
@@ -206,7 +221,7 @@ class Asking:
             replies = wire.read_replies(arrived.parcel, sent.offers, self.most)
         for reply, offer, share in zip(replies, sent.offers, sent.shares, strict=True):
             reply = replace(reply, down=share)
-            if not (self.terms.buffer and sent.ask.use == "train"):
+            if not self._lasts(sent.ask.use):
                 yield reply
             elif asked.use == "train":
                 yield self._laid(_change(reply, offer), asked)
@@ -247,6 +262,12 @@ def _of(many: int, share: float) -> int:
 
 def _failed(offer: Offer, reason: str) -> Failure:
     return Failure(offer.round, offer.client, offer.cluster, reason)
+
+
+def _silent(sent: Sent, reason: str) -> Iterator[Failure]:
+    """Those of a parcel who have not answered; its bytes have gone down all the same."""
+    for offer, share in zip(sent.offers, sent.shares, strict=True):
+        yield replace(_failed(offer, reason), down=share)
 
 
 def _change(reply: Reply, offer: Offer) -> Reply:

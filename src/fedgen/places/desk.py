@@ -13,7 +13,7 @@ from fedgen.backbones import Backbone
 from fedgen.data.deal import count
 from fedgen.errors import BackboneError, ClientError
 from fedgen.places import wire
-from fedgen.places.device import Device, holdings_of, plan_of, refusal, width_of
+from fedgen.places.device import Device, closed, holdings_of, plan_of, refusal, width_of
 from fedgen.places.inprocess import hold, labels_of
 from fedgen.places.wire import Errand, Parcel, Present
 from fedgen.plan import Plan
@@ -22,6 +22,7 @@ from fedgen.run import SHELF
 from fedgen.store import Shelf, write_whole
 from fedgen.turns import Site, turns
 
+NOWHERE = ".none"  # where the shelf of a site would lie that no run was given yet
 SESSION = "session"  # the file that says which session of a server this machine has last worked for
 RUN_NAME = re.compile(r"[^./\\\x00-\x1f][^/\\\x00-\x1f]{0,200}")  # of a folder, which leads nowhere else
 
@@ -65,7 +66,8 @@ class Desk:
 
     def _replies(self, errand: Errand, offers: Sequence[Offer]) -> list[Reply]:
         now = datetime.now().astimezone()
-        refused = {offer.client: why for offer in offers if (why := refusal(self.device, offer.use, now))}
+        why_not = {use: refusal(self.device, use, now) for use in {offer.use for offer in offers}}
+        refused = {offer.client: why for offer in offers if (why := why_not[offer.use])}
         asked = [offer for offer in offers if offer.client not in refused]
         done: dict[str, Reply] = {name: _failed(offers, name, why) for name, why in refused.items()}
         try:
@@ -104,7 +106,10 @@ class Desk:
     def _shelf(self, errand: Errand) -> Shelf:
         """The clients' own parts of this run, as of the last finished round that the server's session began with."""
         shelf, mark = Shelf(self.folder / errand.run / SHELF), self.folder / errand.run / SESSION
-        if errand.session and (not mark.exists() or mark.read_text("utf-8") != errand.session):
+        known = mark.read_text("utf-8") if mark.exists() else ""
+        if errand.session < known:  # it would go back behind what a newer one has finished
+            raise ClientError(f"session {errand.session}: is over, the server is at {known}")
+        if errand.session > known:
             shelf.rewind(errand.base)
             write_whole(mark, errand.session.encode())
         shelf.settle(errand.done)
@@ -122,9 +127,12 @@ class Desk:
     def _own(self, plan: Plan) -> Plan:
         """The plan as this device plays it; why it does not is the server's to know."""
         try:
-            return plan_of(self.device, plan)
+            own = plan_of(self.device, plan)
         except BackboneError as error:
             raise ClientError(str(error)) from error
+        if own.backbone.source.startswith("hub:") and (why := closed(self.device, datetime.now().astimezone())):
+            raise ClientError(f"fetches nothing from a hub now: {why}")
+        return own
 
     def _made(self, plan: Plan) -> Ground:
         if self._loaded is None or self._loaded[0] != plan.backbone:
@@ -136,7 +144,15 @@ class Desk:
         held, dropped = hold(plan, backbone, documents, shares)
         training = replace(plan.training, cohort=width_of(self.device, plan.training, backbone))
         bank = plan.adapter.bank(backbone.network, plan.width)  # last: from here on its layers are the network's
-        parts = training, plan.personal, Shelf(), plan.evaluate.rows, plan.encode, plan.profile, plan.share
+        parts = (
+            training,
+            plan.personal,
+            Shelf(self.folder / NOWHERE),
+            plan.evaluate.rows,
+            plan.encode,
+            plan.profile,
+            plan.share,
+        )
         return Ground(Site(plan.seed, backbone, bank, held, *parts), labels_of(held, documents, shares), dropped)
 
 

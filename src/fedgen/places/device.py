@@ -194,9 +194,15 @@ hub = {toml_of(consent.hub)}  # whether a backbone may be fetched from a hub
 
 def refusal(device: Device, use: str, now: datetime) -> str:
     """Why the device does not do this now; nothing if it does."""
-    limits, consent = device.limits, device.consent
-    if use not in consent.uses:
-        return f"its consent is to {', '.join(consent.uses) or 'nothing'}, not to {use}"
+    uses = device.consent.uses
+    if use not in uses:
+        return f"its consent is to {', '.join(uses) or 'nothing'}, not to {use}"
+    return closed(device, now)
+
+
+def closed(device: Device, now: datetime) -> str:
+    """Why the device does nothing at all now: the hour, or the network."""
+    limits = device.limits
     if not is_open(limits.hours, now):
         return f"turns run here in the hours {limits.hours} only"
     paid = False if limits.metered else metered()

@@ -8,7 +8,7 @@ import json
 import secrets
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -19,12 +19,12 @@ from fedgen.places.asking import Asking, Standing
 from fedgen.places.inprocess import facts_of, known, start_of
 from fedgen.places.roll import CENSUS, Noticed, Post, Roll
 from fedgen.places.wire import Errand
-from fedgen.plan import write
+from fedgen.plan import Fleet, write
 from fedgen.records import Failure, Report
 from fedgen.run import FACTS, JOURNAL, SCORES, SHELF, Began, Place, Run, Tell, cost_of, go, rules_of
 from fedgen.store import Shelf, write_whole
 
-LIVE, LOG, NAME = "live.json", "fleet.log", "run-id"
+LIVE, LOG, NAME, SESSION, JOB = "live.json", "fleet.log", "run-id", "session", "job"
 OFTEN, NAP = 0.5, 0.2  # seconds between two writings of what stands, and between two looks at it
 UP = 180.0  # seconds until a server that was asked for must have begun
 ROOM = 2**20  # bytes of an honest reply beside twice its adapter
@@ -33,9 +33,13 @@ ROOM = 2**20  # bytes of an honest reply beside twice its adapter
 # ---- the server's half
 
 
-def serve(folder: Path, post: Post) -> Run:
-    """Play the run of this folder over a post, or go on with it; what goes wrong is said in the folder too."""
+def serve(folder: Path, post: Post, number: str = "") -> Run:
+    """Play the run of this folder over a post, or go on with it; what goes wrong is said in the folder too.
+
+    `number` is what Flower knows this server by.
+    """
     with hold(folder):
+        write_whole(folder / JOB, number.encode())
         live = Live(folder)
         try:
             found = _served(folder, post, live.tell)
@@ -53,14 +57,15 @@ def _served(folder: Path, post: Post, tell: Tell) -> Run:
     run = Run(folder)
     settled = run.plan
     backbone = settled.backbone.load()
-    errand = Errand((folder / NAME).read_text("utf-8"), write(settled), secrets.token_hex(8))
+    told = replace(settled, fleet=Fleet())  # where the server's folders lie is nobody's business
+    errand = Errand((folder / NAME).read_text("utf-8"), write(told), _session(folder))
     bank = settled.adapter.bank(backbone.network, settled.width)
     start, facts = start_of(settled, bank), facts_of(settled, backbone)
     most = ROOM + 2 * bank.lines.element_size() * bank.layout.width
     del backbone, bank  # from here on the server has adapters alone
     roll = Roll(post, errand, settled.fleet, facts["backbone_hash"], tell)
     before = run.facts  # of a run that goes on: its clients are those that it began with
-    roll.gather(least=1 if before else settled.fleet.nodes)
+    roll.gather(before.get("sizes", ()))
     mine = {key: before[key] for key in CENSUS} if before else roll.census()
     counts = {"clients": len(mine["sizes"]), "rows": sum(mine["sizes"].values()), "where": roll.said()}
     asking = Asking(post, errand, settled.fleet, roll, most, tell=tell)
@@ -68,6 +73,14 @@ def _served(folder: Path, post: Post, tell: Tell) -> Run:
     cost_of(settled, place)  # refuses a cohort larger than the clients
     refuse(rules_of(settled, place), sorted(place.sizes))
     return go(folder, settled, place, tell)
+
+
+def _session(folder: Path) -> str:
+    """The number of this session of the server, which is higher than any before."""
+    path = folder / SESSION
+    number = 1 + (int(path.read_text("utf-8")) if path.exists() else 0)
+    write_whole(path, f"{number:09}".encode())
+    return f"{number:09}"
 
 
 class Live:
@@ -109,12 +122,18 @@ class _Seen:
     noticed: int
     began: bool = False
     moment: float = 0.0
+    size: int = -1
 
 
 def name(folder: Path) -> None:
     """Give a run a name of its own among all that its devices may ever see; once."""
     if not (folder / NAME).exists():
         write_whole(folder / NAME, f"{folder.name}-{secrets.token_hex(4)}".encode())
+
+
+def job(folder: Path) -> str:
+    """The number that Flower knows the run's last server by; none if it was never begun."""
+    return (folder / JOB).read_text("utf-8") if (folder / JOB).exists() else ""
 
 
 def is_served(folder: Path) -> bool:
@@ -131,28 +150,26 @@ def standing(folder: Path) -> Standing | str:
     """How far the run of a folder has come; in words where nothing is asked now."""
     if Run(folder).finished:
         return "finished"
-    live = _live(folder) if (folder / LIVE).exists() else {}
-    if not live or not is_served(folder):
+    if not is_served(folder):
         return f"is not under way; `fedgen resume {folder}` goes on with it"
-    return Standing(**live["standing"]) if live["standing"] else "waits for nodes"
+    asks = _live(folder).get("standing")
+    return Standing(**asks) if asks else "waits for nodes"
 
 
-def follow(folder: Path, standing: Callable[[], str], tell: Tell) -> Run:
+def follow(folder: Path, standing: Callable[[], str], tell: Tell, *, begun: bool = False) -> Run:
     """Tell what a fleet's run does until it has ended; `standing` is Flower's word on it, should it end without one."""
     log = folder / LOG
     seen = _Seen(len(Journal(folder / JOURNAL).lines()), log.stat().st_size if log.exists() else 0)
-    asked, began = time.time(), False
+    asked, began = time.time(), begun
     while True:
-        live = _live(folder)
-        began = began or (live.get("time", 0.0) >= asked)
-        ended = began and (live["ended"] or not is_served(folder))
+        began = began or _live(folder).get("time", 0.0) >= asked
+        ended = began and not is_served(folder)
         if began:
             _told(folder, seen, tell)
         if ended:
-            live = _live(folder)
             if (folder / SCORES).exists():
                 return Run(folder)
-            why = live["error"] or f"its server ended without a word ({standing()})"
+            why = _live(folder).get("error") or f"its server ended without a word ({standing()})"
             remedy = f"all finished rounds are safe: go on with `fedgen resume {folder}`"
             raise ClientError(f"run '{folder}': {why}; {remedy}")
         if not began and time.time() - asked > UP:
@@ -177,10 +194,14 @@ def _told(folder: Path, seen: _Seen, tell: Tell) -> None:
     for noticed in _noticed(folder, seen):
         tell(noticed)
     live = _live(folder)
-    if live["standing"] and live["time"] > seen.moment:
+    if live.get("standing") and live["time"] > seen.moment:
         seen.moment = live["time"]
         tell(Standing(**live["standing"]))
-    for line in Journal(folder / JOURNAL).lines()[seen.rounds :] if seen.began else ():
+    journal = folder / JOURNAL
+    if not seen.began or not journal.exists() or journal.stat().st_size == seen.size:
+        return
+    seen.size = journal.stat().st_size
+    for line in Journal(journal).lines()[seen.rounds :]:
         seen.rounds += 1
         failures = tuple(Failure(**failure) for failure in line["failures"])
         for event in (*failures, Report(**line | {"failures": failures})):
@@ -191,7 +212,9 @@ def _noticed(folder: Path, seen: _Seen) -> list[Noticed]:
     """What the log has that was not told."""
     if not (folder / LOG).exists():
         return []
-    raw = (folder / LOG).read_bytes()[seen.noticed :]
+    with (folder / LOG).open("rb") as log:
+        log.seek(seen.noticed)
+        raw = log.read()
     whole = raw[: raw.rfind(b"\n") + 1]
     seen.noticed += len(whole)
     return [Noticed(line.split(" ", 2)[2]) for line in whole.decode().split("\n") if line]

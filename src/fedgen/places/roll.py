@@ -2,7 +2,7 @@
 
 import math
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Protocol
 
@@ -12,6 +12,7 @@ from fedgen.places.wire import Errand, Parcel, Present
 from fedgen.plan import Fleet
 
 NAP, LOOK = 0.2, 2.0  # seconds between two looks for replies, and for nodes
+AGAIN = 60.0  # seconds until a node that takes no part is asked again
 CENSUS = ("sizes", "labels", "dropped")  # what a run keeps of those who were there when it began
 
 
@@ -54,13 +55,19 @@ class Roll:
         self.met: dict[int, Present] = {}
         self.home: dict[str, int] = {}
         self._asked: dict[str, int] = {}  # the node that a question is under way to, by ticket
+        self._refused: dict[int, float] = {}  # since when a node takes no part
+        self._said: dict[int, str] = {}
         self._looked = -math.inf
 
-    def gather(self, least: int = 0) -> None:
-        """Wait until as many nodes as the plan wants are here; with fewer than `least` (0: those), say why not."""
-        least = least or self.terms.nodes
+    def gather(self, clients: Iterable[str] = ()) -> None:
+        """Wait until as many nodes as the plan wants have said whom they hold, and these clients are among them.
+
+        Too few nodes are an error once patience ends; for clients that a run knows already, one node will do.
+        """
+        wanted = set(clients)
+        least = 1 if wanted else self.terms.nodes
         until, told = time.monotonic() + self.terms.patience, False
-        while self._present() < self.terms.nodes:
+        while self._present() < self.terms.nodes or self._asked or not wanted <= self.home.keys():
             self.look()
             if not told and not self.online:
                 self.tell(Noticed(f"no node is online; waiting {self.terms.patience:g} s for one"))
@@ -68,7 +75,10 @@ class Roll:
             if time.monotonic() > until and self._present() < least:
                 raise ClientError(self._missing())
             if time.monotonic() > until:
-                self.tell(Noticed(f"going on with {self._present()} of {self.terms.nodes} nodes"))
+                missing = (
+                    f", without {', '.join(sorted(wanted - self.home.keys()))}" if wanted - self.home.keys() else ""
+                )
+                self.tell(Noticed(f"going on with {self._present()} nodes{missing}"))
                 return
             time.sleep(NAP)
 
@@ -98,12 +108,13 @@ class Roll:
             return
         self._looked = time.monotonic()
         before, self.online = self.online, self.post.nodes()
+        for node, since in list(self._refused.items()):
+            if time.monotonic() - since > AGAIN:  # it may have been mended
+                del self._refused[node], self.met[node]
         for node in sorted((before - self.online) & self.met.keys()):
             self.tell(Noticed(f"node '{self.met[node].name}' is offline"))
         for node in sorted((self.online - before) & self.met.keys()):
             self.tell(Noticed(f"node '{self.met[node].name}' is online again"))
-            if self.met[node].reason:  # it may have been mended
-                del self.met[node]
         for node in sorted(self.online - self.met.keys() - set(self._asked.values())):
             if ticket := self.post.send(node, wire.question(self.errand), "meet", 0):
                 self._asked[ticket] = node
@@ -118,8 +129,12 @@ class Roll:
             present = _absent(node, str(error))
         self.met[node] = present = self._accepted(node, present)
         self.home |= dict.fromkeys(present.rows, node)
+        if present.reason:
+            self._refused[node] = time.monotonic()
         said = f"takes no part: {present.reason}" if present.reason else f"holds {', '.join(sorted(present.rows))}"
-        self.tell(Noticed(wire.plain(f"node '{present.name}' {said}")))
+        if self._said.get(node) != said:
+            self._said[node] = said
+            self.tell(Noticed(wire.plain(f"node '{present.name}' {said}")))
 
     def _accepted(self, node: int, present: Present) -> Present:
         """The same, or without clients and with the reason."""

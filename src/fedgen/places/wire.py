@@ -216,6 +216,8 @@ def _numbers(found: Tree) -> Tree:
     """The tree in single precision, whatever it crossed in."""
     if odd := [key for key, value in found.items() if not value.is_floating_point()]:
         raise TreeError(f"update: '{odd[0]}' is of {found[odd[0]].dtype}, wanted numbers with a point")
+    if not tree.is_finite(found):  # so that it does not stand in for one that can be counted
+        raise TreeError("the update holds numbers that are not finite")
     return {key: value.float() for key, value in found.items()}
 
 
@@ -269,10 +271,11 @@ def read_present(parcel: Parcel) -> Present:
         said = json.loads(parcel.words)["present"]
         rows = {name: count for name, count in said["rows"].items() if type(count) is int and 1 <= count < COUNTED}
         labels = {name: str(label) for name, label in said["labels"].items()}
-        if len(rows) != len(said["rows"]):
-            raise ValueError("a client without rows")
+        dropped = tuple(map(str, said["dropped"]))
+        if len(rows) != len(said["rows"]) or any(plain(word) != word for word in (*rows, *labels.values(), *dropped)):
+            raise ValueError("a client without rows, or without a name that can be read")
         name, backbone, reason = (plain(str(said[key])) for key in ("name", "backbone", "reason"))
-        return Present(name, rows, labels, tuple(map(str, said["dropped"])), backbone, reason)
+        return Present(name, rows, labels, dropped, backbone, reason)
     except WRONG as error:
         why = plain(repr(error))
         raise ClientError(f"node: wanted to know whom it holds, came something else ({why})") from error

@@ -91,9 +91,10 @@ class Fleet:
     """With place = "fleet": the fleet whose `folder` lies here starts a run once so many `nodes` are online.
 
     After `deadline` seconds a round goes on without those who have not answered, if a share `quorum` of those asked
-    has; a run waits `patience` seconds for nodes or a quorum, then stops. A share `spare` of those asked is not waited
-    for: the slowest. With a `buffer`, rounds are asynchronous: each ends once so many updates have come, whatever
-    rounds they began in, and a change that is s rounds late counts (1 + s)^-`staleness`.
+    has, and at once if the nodes of the others are offline; a run waits `patience` seconds for nodes or a quorum, then
+    stops. A share `spare` of those asked is not waited for: the slowest. With a `buffer`, rounds are asynchronous: each
+    ends once so many updates have come, whatever rounds they began in, and a change that is s rounds late counts
+    (1 + s)^-`staleness`.
     """
 
     folder: str = "fleet"

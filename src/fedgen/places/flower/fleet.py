@@ -16,6 +16,7 @@ from typing import Any
 from fedgen.errors import PlanError, ServeError, StoreError
 from fedgen.places.flower.certificates import check_public_key
 from fedgen.places.flower.launch import environment, script
+from fedgen.plan import toml_of
 from fedgen.store import read_bytes, write_whole
 
 FLEET, ADMITTED, CONNECTION = "fleet.toml", "admitted", "fleet"
@@ -106,16 +107,16 @@ def make(folder: Path, address: str, *, insecure: bool) -> Fleet:
     others = [] if (fleet.home / FLEET).exists() else sorted(path.name for path in fleet.home.glob("[!.]*"))
     if others:
         raise PlanError(f"fleet '{folder}': holds other files (first '{others[0]}'); name a new folder for the fleet")
-    text = f"address = {json.dumps(address)}\ninsecure = {json.dumps(insecure)}\n"
+    text = f"address = {toml_of(address)}\ninsecure = {toml_of(insecure)}\n"
     fleet.home.mkdir(parents=True, exist_ok=True, mode=0o700)
     write_whole(fleet.home / FLEET, text.encode())
-    trusted = "insecure = true" if fleet.ca is None else f"root-certificates = {json.dumps(str(fleet.ca))}"
+    trusted = "insecure = true" if fleet.ca is None else f"root-certificates = {toml_of(str(fleet.ca))}"
     config = f"""\
 [superlink]
 default = "{CONNECTION}"
 
 [superlink.{CONNECTION}]
-address = {json.dumps(fleet.near)}
+address = {toml_of(fleet.near)}
 {trusted}
 """
     write_whole(fleet.home / "flwr" / "config.toml", config.encode())

@@ -16,9 +16,9 @@ KINDS = {"train": "train", "check": "evaluate", "score": "evaluate", "encode": "
 GONE = (3, 5, 8)  # Flower's codes for: the message was lost, its node is away, its process was killed
 
 
-def play(grid: "Grid", folder: str) -> None:
-    """Play the run of this folder over a grid: what Flower's ServerApp does."""
-    fleet.serve(Path(folder), GridPost(grid))
+def play(grid: "Grid", folder: str, number: int) -> None:
+    """Play the run of this folder over a grid, as Flower's run of this number: what its ServerApp does."""
+    fleet.serve(Path(folder), GridPost(grid), str(number))
 
 
 class GridPost:

@@ -13,6 +13,7 @@ from typing import Any, NoReturn
 from fedgen.errors import PlanError, ServeError
 from fedgen.places.flower import watch
 from fedgen.places.flower.quiet import INSTALL, flower, quiet
+from fedgen.plan import toml_of
 from fedgen.store import write_whole
 
 Jobs = Sequence[Mapping[str, Any]]
@@ -64,7 +65,7 @@ def superlink(home: Path, host: str, port: int, near: str, *, insecure: bool) ->
 def supernode(home: Path, server: str, *, insecure: bool) -> Jobs:
     """A node's one process; what it starts for a message finds the node's folder in its configuration."""
     keys = [] if insecure else ["--auth-supernode-private-key", str(home / "node.key")]
-    told = ["--superlink", server, "--port", "{port}", "--node-config", f"home={json.dumps(str(home))}"]
+    told = ["--superlink", server, "--port", "{port}", "--node-config", f"home={toml_of(str(home))}"]
     command = [script("flower-supernode"), *told, *_trusts(home, insecure), *keys]
     return [{"name": "supernode", "command": command, "up": r"SuperNode ID: (\d+)"}]
 

@@ -167,7 +167,7 @@ class Job:
             if ACCESS.search(line):
                 continue  # a line for every request of every node, day and night
             self.tail.append(line)
-            log.emit(LogRecord(self.name, INFO, "", 0, line.replace("%", "%%"), (), None))
+            log.emit(LogRecord(self.name, INFO, "", 0, line, (), None))
             if not self.ready and self.process is process and (hit := re.search(self.up, line)):
                 self._is_up(hit[hit.lastindex or 0])
         log.close()

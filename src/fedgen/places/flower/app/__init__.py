@@ -1,9 +1,9 @@
 """The thin app that Flower packs and sends to the nodes; its two modules are copied, and run nowhere else."""
 
-import json
 from importlib.metadata import version
 from pathlib import Path
 
+from fedgen.plan import toml_of
 from fedgen.store import save_folder
 
 MODULES = ("client_app.py", "server_app.py")
@@ -39,7 +39,7 @@ serverapp = "server_app:app"
 clientapp = "client_app:app"
 
 [tool.flwr.app.config]
-folder = {json.dumps(str(run.absolute()))}
+folder = {toml_of(str(run.absolute()))}
 """
     files = {name: (Path(__file__).parent / name).read_bytes() for name in MODULES}
     files |= {"pyproject.toml": project.encode(), "LICENSE": b"That of fedgen-edge.\n"}

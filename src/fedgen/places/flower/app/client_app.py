@@ -17,6 +17,7 @@ from flwr.clientapp import ClientApp
 
 PATIENCE, NAP, TRIES = 300.0, 0.1, 3  # seconds for a node to come up, seconds between two looks, nodes lost in one turn
 LAST = 2.0  # seconds for another one to come up, where the one that was started has ended
+LONG = 8 << 20  # bytes of a log
 
 app = ClientApp()
 
@@ -45,7 +46,7 @@ def answer(home: Path, words: str, trees: list[bytes]) -> tuple[str, list[bytes]
                 return asked(node, words, trees)
         except (EOFError, ConnectionError):
             continue
-    raise RuntimeError(f"the node's process ended {TRIES} times over this message; {home / 'node.log'} says why")
+    raise RuntimeError(f"the node's process ended {TRIES} times over this message; its node.log says why")
 
 
 def asked(node: Connection, words: str, trees: list[bytes]) -> tuple[str, list[bytes]]:
@@ -74,13 +75,19 @@ def reached(home: Path) -> Connection:
         elif started.poll() is not None:  # it cannot start, or another one was faster
             until = min(until, time.monotonic() + LAST)
         time.sleep(NAP)
-    raise RuntimeError(f"the node did not come up; {home / 'node.log'} says why")
+    raise RuntimeError("the node did not come up; its node.log says why")
 
 
 def start(home: Path) -> "subprocess.Popen[bytes]":
-    """A node of its own session, which outlives this message."""
-    with (home / "node.log").open("ab") as log:
-        return subprocess.Popen(
-            [sys.executable, "-m", "fedgen", "node", str(home)],
-            stdin=subprocess.DEVNULL, stdout=log, stderr=log, start_new_session=True,
-        )  # fmt: skip
+    """A node of its own session, which outlives this message; a log that has grown long makes way for a new one."""
+    path = home / "node.log"
+    try:
+        if path.exists() and path.stat().st_size > LONG:
+            path.replace(home / "node.log.1")
+        with path.open("ab") as log:
+            return subprocess.Popen(
+                [sys.executable, "-m", "fedgen", "node", str(home)],
+                stdin=subprocess.DEVNULL, stdout=log, stderr=log, start_new_session=True,
+            )  # fmt: skip
+    except OSError as error:  # whose path is nothing to tell a server
+        raise RuntimeError(f"the node cannot be started ({error.strerror})") from None

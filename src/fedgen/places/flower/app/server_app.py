@@ -10,7 +10,7 @@ app = ServerApp()
 
 def main(grid: Grid, context: Context) -> None:
     """Play the run, or go on with it."""
-    play(grid, str(context.run_config["folder"]))
+    play(grid, str(context.run_config["folder"]), context.run_id)
 
 
 app.main()(main)
