@@ -16,29 +16,15 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 import torch
-from loopback import (
-    LONG,
-    NODES,
-    Loopback,
-    hashes,
-    loopback,
-    newest,
-    outlived,
-    replayed,
-    same_shared,
-    send,
-    tiny,
-    uninterrupted,
-    until,
-)
+from loopback import LONG, NODES, Hit, Loopback, hashes, loopback, newest, send, tiny, until
 from machine import RESULTS, about
+from replay import missing, replayed, same_shared, told, uninterrupted
 
 from fedgen.places.flower import launch
 from fedgen.places.flower.certificates import make_server
@@ -49,49 +35,6 @@ from fedgen.run import SHELF, Run
 TURN = 2  # the round in which it happens
 HALT = 30.0  # seconds that a node is halted, and more than the deadline of that run
 DEADLINE = 20.0
-
-
-@dataclass
-class Hit:
-    """What was done to a fleet, when, and what was there at that moment."""
-
-    fleet: Loopback
-    what: str
-    at: float = field(default_factory=time.monotonic)
-    seen: list[str] = field(default_factory=list)
-    whole: float | None = None  # seconds until what was hit was there again
-    on: float | None = None  # seconds until the next round had ended
-    late: bool = False  # whether clients that were not heard took their turns all the same
-    kept: bool | None = None  # whether the clients' own parts of the last finished round came through a restart
-    names: Sequence[str] = NODES  # the nodes that were hit
-    rounds: int = 0
-    parts: Mapping[str, str] = field(default_factory=dict)
-
-    def __post_init__(self) -> None:
-        self.rounds = self.fleet.rounds()
-        self.parts = newest(self.fleet.parts(self.names), self.rounds)
-
-    def spent(self) -> float:
-        """Seconds since it was hit."""
-        return round(time.monotonic() - self.at, 1)
-
-    def back(self, there: Callable[[], Any], what: str) -> None:
-        """Wait until the fleet is whole again, and look after the clients' own parts."""
-        until(there, what)
-        self.whole = self.spent()
-        now, many = self.fleet.parts(self.names), 2 * len(self.names)
-        gone = {name for name in self.parts.keys() - now.keys() if not outlived(name, now)}
-        changed = {name for name, found in self.parts.items() if now.get(name, found) != found}
-        self.kept = len(self.parts) == many and not gone | changed
-
-    def next(self) -> None:
-        """Wait until a round ends that had not ended when it was hit."""
-        until(lambda: self.fleet.rounds() > self.rounds or self.ended(), "the next round to end")
-        self.on = self.spent()
-
-    def ended(self) -> bool:
-        """Whether nobody plays the run any more."""
-        return self.fleet.player is not None and self.fleet.player.poll() is not None
 
 
 # ---- what is killed, and comes back by itself
@@ -130,7 +73,7 @@ def supernode_away(fleet: Loopback) -> Hit:
 
 def superlink_killed(fleet: Loopback, hit: Hit) -> Hit:
     """The SuperLink is killed; its watch starts another."""
-    send(fleet.job("superlink"), signal.SIGKILL)
+    send(fleet.superlink(), signal.SIGKILL)
     return gone_on(fleet, hit)
 
 
@@ -151,7 +94,7 @@ def resumed(fleet: Loopback, hit: Hit) -> None:
     """Resume a run whose server is gone."""
     assert fleet.player is not None
     if fleet.player.wait(LONG) > 0:  # else it was killed itself
-        hit.seen.append(f"after {hit.spent():.0f} s `fedgen run` ended: {fleet.words()}")
+        hit.seen.append(f"`fedgen run` ended: {fleet.words()}")
     hit.seen.append(f"`fedgen resume` went on, at try {fleet.resume()}")
 
 
@@ -363,20 +306,6 @@ def measured(name: str, folder: Path, world: Path) -> dict[str, Any]:
         "seconds_in_all": round(seconds, 1),
         "load": round(os.getloadavg()[1], 1),
     }
-
-
-def told(run: Run) -> list[str]:
-    """The failures of a run as its journal has them."""
-    return [
-        f"round {line['round']}: {one['client']}: {one['reason']}" for line in run.journal for one in line["failures"]
-    ]
-
-
-def missing(run: Run) -> dict[int, set[str]]:
-    """By round, who was asked and not heard; the last question is that for scores."""
-    out = {line["round"]: {one["client"] for one in line["failures"]} for line in run.journal}
-    out[len(run.journal) + 1] = {one["client"] for one in run.outcome["failures"]}
-    return {turn: names for turn, names in out.items() if names}
 
 
 def plain(line: str, folder: Path) -> str:

@@ -1,4 +1,4 @@
-"""A real fleet on this machine, the suite's tiny federation on it, and the same rounds in process to compare with."""
+"""A real fleet on this machine, the suite's tiny federation on it, and what is hit, waited for and seen of them."""
 
 import hashlib
 import json
@@ -15,18 +15,12 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import IO, Any
 
-import torch
-from safetensors.torch import load_file
-
-import fedgen
 from fedgen import plan as plans
 from fedgen.journal import Journal
-from fedgen.places import inprocess
 from fedgen.places.fleet import LIVE, LOG, NAME
-from fedgen.places.flower.fleet import Fleet
+from fedgen.places.flower.fleet import Fleet, nodes
 from fedgen.places.flower.watch import MARK, WATCH, marked
-from fedgen.records import Failure, Offer, Reply
-from fedgen.run import JOURNAL, PLAN, SHELF, Run, go
+from fedgen.run import JOURNAL, SHELF
 from fedgen.store import write_whole
 
 ROOT = Path(__file__).parents[1]
@@ -186,9 +180,9 @@ class Loopback:
             return pid if _alive(pid) else 0
         return 0
 
-    def job(self, name: str, home: Path | None = None) -> int:
-        """One of the processes that a watch keeps."""
-        return int(((home or self.home) / f"{name}.pid").read_text())
+    def superlink(self) -> int:
+        """The process of the SuperLink."""
+        return int((self.home / "superlink.pid").read_text())
 
     def watch(self, home: Path) -> int:
         """The watch of a folder."""
@@ -210,7 +204,7 @@ class Loopback:
     def online(self) -> bool:
         """Whether the SuperLink is there, and all nodes have signed in at it."""
         with suppress(Exception):
-            return [node.online for node in nodes(self.home)].count(True) == len(NODES)
+            return [node.online for node in nodes(Fleet(self.home))].count(True) == len(NODES)
         return False
 
     def noticed(self) -> list[str]:
@@ -243,11 +237,47 @@ class Loopback:
         return self.marked()
 
 
-def nodes(home: Path) -> list[Any]:
-    """The nodes that the SuperLink of a fleet knows."""
-    from fedgen.places.flower import fleet
+@dataclass
+class Hit:
+    """What was done to a fleet, when, and what was there at that moment."""
 
-    return fleet.nodes(Fleet(home))
+    fleet: Loopback
+    what: str
+    at: float = field(default_factory=time.monotonic)
+    seen: list[str] = field(default_factory=list)
+    whole: float | None = None  # seconds until what was hit was there again
+    on: float | None = None  # seconds until the next round had ended
+    late: bool = False  # whether clients that were not heard took their turns all the same
+    kept: bool | None = None  # whether the clients' own parts of the last finished round came through a restart
+    names: Sequence[str] = NODES  # the nodes that were hit
+    rounds: int = 0
+    parts: Mapping[str, str] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        self.rounds = self.fleet.rounds()
+        self.parts = newest(self.fleet.parts(self.names), self.rounds)
+
+    def spent(self) -> float:
+        """Seconds since it was hit."""
+        return round(time.monotonic() - self.at, 1)
+
+    def back(self, there: Callable[[], Any], what: str) -> None:
+        """Wait until the fleet is whole again, and look after the clients' own parts."""
+        until(there, what)
+        self.whole = self.spent()
+        now, many = self.fleet.parts(self.names), 2 * len(self.names)
+        gone = {name for name in self.parts.keys() - now.keys() if not outlived(name, now)}
+        changed = {name for name, found in self.parts.items() if now.get(name, found) != found}
+        self.kept = len(self.parts) == many and not gone | changed
+
+    def next(self) -> None:
+        """Wait until a round ends that had not ended when it was hit."""
+        until(lambda: self.fleet.rounds() > self.rounds or self.ended(), "the next round to end")
+        self.on = self.spent()
+
+    def ended(self) -> bool:
+        """Whether nobody plays the run any more."""
+        return self.fleet.player is not None and self.fleet.player.poll() is not None
 
 
 @contextmanager
@@ -312,40 +342,3 @@ def _spent(pid: int) -> float:
         fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
         return (int(fields[11]) + int(fields[12])) / TICK
     return 0.0
-
-
-# ---- the same in process
-
-
-def uninterrupted(plan: Mapping[str, Any], folder: Path) -> Run:
-    """The plan in one process, from its start to its end; once."""
-    return fedgen.resume(folder) if (folder / PLAN).exists() else fedgen.run(plan, folder)
-
-
-def replayed(plan: Mapping[str, Any], folder: Path, out: Mapping[int, set[str]], *, late: bool) -> Run:
-    """The plan in one process without these clients in these rounds; `late` ones take their turn, but nobody hears."""
-    settled = plans.read(plan)
-    backbone = settled.backbone.load()
-    settled = inprocess.settle(settled, backbone)
-    place = inprocess.place(settled, backbone, folder / SHELF, lambda event: None)
-
-    def ask(offers: Iterable[Offer]) -> Iterator[Reply]:
-        asked = list(offers)
-        gone = {offer.client for offer in asked if offer.client in out.get(offer.round, ())}
-        yield from (_unheard(offer) for offer in asked if offer.client in gone)
-        played = place.ask([offer for offer in asked if late or offer.client not in gone])
-        yield from (reply for reply in played if reply.client not in gone)
-
-    write_whole(folder / PLAN, plans.write(settled).encode())
-    parts = place.sizes, ask, place.start, place.shelf, place.facts, place.labels
-    return go(folder, settled, type(place)(*parts), lambda event: None)
-
-
-def _unheard(offer: Offer) -> Failure:
-    return Failure(offer.round, offer.client, offer.cluster, "not heard")
-
-
-def same_shared(run: Path, other: Path) -> bool:
-    """Whether two finished runs have the same shared adapter, bit for bit."""
-    mine, theirs = (load_file(next((one / "adapters" / "global").glob("*.safetensors"))) for one in (run, other))
-    return mine.keys() == theirs.keys() and all(torch.equal(mine[key], theirs[key]) for key in mine)

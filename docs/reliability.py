@@ -9,6 +9,7 @@ from typing import Any
 
 HERE = Path(__file__).parent
 PAGE, RESULT = HERE / "reliability.md", HERE.parent / "bench" / "results" / "faults.json"
+COSTS = RESULT.with_name("fleet.json")
 OPEN, CLOSE = "<!-- from here on written by docs/reliability.py -->\n", "<!-- to here -->\n"
 
 
@@ -55,6 +56,26 @@ def seen(result: dict[str, Any]) -> list[str]:
     return lines
 
 
+def costs(found: dict[str, Any]) -> list[str]:
+    """What a round takes beyond training, where it goes, and whether memory grows."""
+    plain, checked = found["seconds a round"], found["seconds a round with validation"]
+    said = (
+        f"{found['nodes']} nodes, {found['clients']} clients, each turn one step; {found['machine']}, {found['date']}. "
+        f"Without validation a round is one message to each node and back: {plain['median']:.1f} s "
+        f"({plain['least']:.1f} to {plain['most']:.1f} over {found['rounds']} rounds), of which nodes work "
+        f"{found['of which work at the nodes']:.2f} s. With validation it is two: {checked['median']:.1f} s "
+        f"({checked['least']:.1f} to {checked['most']:.1f} over {found['rounds with validation']}). A fleet is online "
+        f"{found['seconds until all nodes are online']:.0f} s after `up`."
+    )
+    rows = ["| of a round without validation | seconds |", "|---|---|"]
+    rows += [f"| {name} | {spent:.2f} |" for name, spent in found["where a median round goes, seconds"].items()]
+    early, late, grown = (found[key] for key in ("MB held after a tenth of the rounds", "MB held after the last", "MB grown"))
+    rows += ["", f"Memory over {found['rounds']} rounds:", ""]
+    rows += ["| process | MB after a tenth of the rounds | after the last | grown |", "|---|---|---|---|"]
+    rows += [f"| {name} | {early[name]:.0f} | {late[name]:.0f} | {grown[name]:+.1f} |" for name in early]
+    return [said, "", *rows]
+
+
 def page() -> str:
     """The page as it should be."""
     result = json.loads(RESULT.read_text("utf-8"))
@@ -67,6 +88,7 @@ def page() -> str:
         f"flwr {result['versions']['flwr']}, {result['date']}. Seconds are counted from the fault."
     )
     parts = ["## What happened", about, "\n".join(table(result)), "## What was to be seen", "\n".join(seen(result))]
+    parts += ["## What a round costs", "\n".join(costs(json.loads(COSTS.read_text("utf-8"))))]
     return before + OPEN + "\n" + "\n\n".join(parts) + "\n" + CLOSE + after
 
 

@@ -15,6 +15,7 @@ from fedgen.journal import hold
 from fedgen.places import fleet, inprocess
 from fedgen.places.flower.app import app_of
 from fedgen.places.flower.fleet import Fleet, reach, standing, stop, submit
+from fedgen.places.flower.quiet import flower
 from fedgen.places.flower.simulation import simulated
 from fedgen.places.roll import Noticed
 from fedgen.plan import Plan
@@ -38,6 +39,8 @@ def run(
     plan = plans.read(plan, settings)
     where = Path(folder) if folder else Path("runs") / f"{plan.name}-{time.strftime('%Y%m%d-%H%M%S')}"
     _refuse_a_run(where)
+    if plan.place != "inprocess":
+        flower()
     backbone = plan.backbone.load()
     settled = inprocess.settle(plan, backbone)
     ready(settled, backbone)

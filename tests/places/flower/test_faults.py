@@ -22,7 +22,7 @@ SAID = {  # in what is to be seen of it
     "client raises": "round 2: ann: StoreError on 'node-1'; its node.log says more",
     "answer after the deadline": "too late; dropped",
     "NaN": "bob: the update holds numbers that are not finite",
-    "another shape": "bob: ",
+    "another shape": "has shape (5, 32), wanted (4, 32)",
     "another round's reply": f"bob: the answer is of round {TURN - 1}, wanted {TURN}",
     "100 MB of zeros": "bob: the answer has 100,000,",
     "unregistered node": "the server refuses this node: its key is not admitted",
