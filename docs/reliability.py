@@ -69,7 +69,9 @@ def costs(found: dict[str, Any]) -> list[str]:
     )
     rows = ["| of a round without validation | seconds |", "|---|---|"]
     rows += [f"| {name} | {spent:.2f} |" for name, spent in found["where a median round goes, seconds"].items()]
-    early, late, grown = (found[key] for key in ("MB held after a tenth of the rounds", "MB held after the last", "MB grown"))
+    early, late, grown = (
+        found[key] for key in ("MB held after a tenth of the rounds", "MB held after the last", "MB grown")
+    )
     rows += ["", f"Memory over {found['rounds']} rounds:", ""]
     rows += ["| process | MB after a tenth of the rounds | after the last | grown |", "|---|---|---|---|"]
     rows += [f"| {name} | {early[name]:.0f} | {late[name]:.0f} | {grown[name]:+.1f} |" for name in early]

@@ -137,15 +137,18 @@ def scale(found: dict[str, Any]) -> list[str]:
 def places(found: dict[str, Any]) -> list[str]:
     """Turns of clients in process and on Ray, beside Flower and PEFT written two ways."""
     wanted = [f"{way} over {peer}" for way in ("inprocess", "ray") for peer in ("usual", "cached")]
-    rows = ["| a turn | in process over usual | over cached | on Ray over usual | over cached |", "|---|---|---|---|---|"]
+    rows = [
+        "| a turn | in process over usual | over cached | on Ray over usual | over cached |",
+        "|---|---|---|---|---|",
+    ]
     for name, way in ((name, way) for name, way in found.items() if isinstance(way, dict) and "speed" in way):
         ratios = [way["speed"][key] for key in wanted]
         cells = [f"{ratio['median']:.2f} ({ratio['min']:.2f} to {ratio['max']:.2f})" for ratio in ratios]
         rows.append(f"| {name} | {' | '.join(cells)} |")
     said = (
         f"Client-turns a second over a Flower and PEFT simulation app, {found['clients']} clients on {found['cores']} "
-        f"cores, same rows, same steps, in one run of {found['repeats']} repeats. *Usual* is as Flower's public examples "
-        "of fine-tuning write it: tokenizer, model and Trainer are set up in every call; *cached* keeps the model in "
+        f"cores, same rows, same steps, in one run of {found['repeats']} repeats. *Usual* is as Flower's public "
+        "examples of fine-tuning write it: tokenizer, model and Trainer are set up in every call; *cached* keeps the model in "
         "the actor and trains it by a plain loop. The wish was 5 times the usual and 1.5 times the cached way."
     )
     return [said, "", *rows]

@@ -81,6 +81,8 @@ def _watch(home: Path, jobs: Jobs) -> list[str]:
 
 def start(home: Path, jobs: Jobs, *, bound: bool) -> "subprocess.Popen[bytes]":
     """Watch a folder's jobs from a process of its own, which ends with this one if it is bound to it."""
+    for job in jobs:  # a sign that a killed watch has left is none
+        (home / f"{job['name']}.up").unlink(missing_ok=True)
     command = _watch(home, jobs) + ([str(os.getpid())] if bound else [])
     with (home / watch.SAID).open("wb") as said:
         return subprocess.Popen(
