@@ -148,8 +148,8 @@ def places(found: dict[str, Any]) -> list[str]:
     said = (
         f"Client-turns a second over a Flower and PEFT simulation app, {found['clients']} clients on {found['cores']} "
         f"cores, same rows, same steps, in one run of {found['repeats']} repeats. *Usual* is as Flower's public "
-        "examples of fine-tuning write it: tokenizer, model and Trainer are set up in every call; *cached* keeps the model in "
-        "the actor and trains it by a plain loop. The wish was 5 times the usual and 1.5 times the cached way."
+        "examples of fine-tuning write it: tokenizer, model and Trainer are set up in every call; *cached* keeps the "
+        "model in the actor and trains it by a plain loop. The wish was 5 times the usual and 1.5 times the cached way."
     )
     return [said, "", *rows]
 
