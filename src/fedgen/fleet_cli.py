@@ -2,6 +2,8 @@
 
 import os
 import signal
+import socket
+import ssl
 import subprocess
 import sys
 import time
@@ -16,7 +18,7 @@ from rich.console import Console
 from rich.table import Table
 
 from fedgen.errors import PlanError, ServeError, StoreError
-from fedgen.places import device
+from fedgen.places import device, own
 from fedgen.places.fleet import standing as run_standing
 from fedgen.places.flower import launch, watch
 from fedgen.places.flower.certificates import check_server, make_authority, make_node_key, make_server
@@ -34,6 +36,7 @@ from fedgen.places.flower.fleet import (
     runs,
     split,
 )
+from fedgen.report.wording import counted
 from fedgen.screen import stands
 from fedgen.store import read_bytes, write_whole
 
@@ -271,29 +274,43 @@ def join(
     server: Annotated[str, typer.Option(metavar="HOST:PORT", help="Where the fleet's SuperLink is.")],
     ca: Annotated[Path | None, typer.Option(help="The ca.crt of the server's folder; kept from then on.")] = None,
     *,
+    name: Annotated[str, typer.Option(help="At first: the device's name, for ever; its host name without it.")] = "",
     insecure: Insecure = False,
 ) -> None:
     """Run this device's node in the foreground; the first time, make its key and node.toml and say what to do."""
     home = Path(os.path.realpath(folder))
     split(server)
     launch.refuse_watched(home, "node")
-    if _is_new(home, ca, insecure=insecure):
+    if ca is not None and not insecure:
+        _refuse_distrusted(server, ca)
+    if _is_new(home, ca, name or socket.gethostname(), insecure=insecure):
         _say_next(folder, server, insecure=insecure)
         return
-    device.read(home)
+    mine = device.read(home)
+    if mine.data is not None:
+        out.print(f"{mine.name}: {counted(len(mine.data.read()), 'document')}", markup=False)
     if insecure:
         typer.echo(PLAIN, err=True)
     reach(server, None if insecure else home / "ca.crt")
     launch.become(home, launch.supernode(home, server, insecure=insecure))
 
 
-def _is_new(home: Path, ca: Path | None, *, insecure: bool) -> bool:
+def _refuse_distrusted(server: str, ca: Path) -> None:
+    """Refuse an authority that is not the server's, before it is kept; a server that is down may come up later."""
+    try:
+        reach(server, ca)
+    except ServeError as error:
+        if isinstance(error.__cause__, ssl.SSLCertVerificationError):
+            raise
+
+
+def _is_new(home: Path, ca: Path | None, name: str, *, insecure: bool) -> bool:
     """Make what the node's folder lacks; whether its owner has something to do now."""
     fresh = not (home / device.NODE).exists()
     if not insecure:
         _keep_authority(home, ca)
     if fresh:
-        _make_node(home, home.name, "")
+        _make_node(home, name, "")
     if insecure:
         return fresh
     unsent = not (home / "node.key.pub").exists()
@@ -326,6 +343,18 @@ def _say_next(folder: Path, server: str, *, insecure: bool) -> None:
         out.print(f"{number}. {step}", markup=False, soft_wrap=True)
 
 
+@fleet_app.command()
+def export(
+    folder: Annotated[Path, typer.Argument(metavar="FOLDER", help="The node's folder on this device.")],
+    to: Annotated[Path, typer.Option(help="The new bundle's folder.")],
+    run: Annotated[str, typer.Option(help="The run; the last one without it.")] = "",
+    client: Annotated[str, typer.Option(help="Whose, if the node holds several clients.")] = "",
+) -> None:
+    """Take this device's own adapter out as a bundle, which PEFT and other servers read unchanged."""
+    card = own.take(Path(os.path.realpath(folder)), to, run, client)
+    out.print(f"{to}: client '{card.client}', run {card.run}, round {card.round}, rank {card.rank}", soft_wrap=True)
+
+
 # ---- how it stands
 
 
@@ -343,7 +372,8 @@ def status(
         table.add_row(node.name, node.status, f"{node.seconds:.0f} s" if node.online else "", node.id)
     out.print(table)
     for number, said in runs(fleet).items():
-        out.print(f"run {number}: {said}")
+        if not said.startswith("finished"):
+            out.print(f"Flower's run {number}: {said}")
     if run is not None:
         now = run_standing(run)
         out.print(f"{run}: {now if isinstance(now, str) else stands(now)}", markup=False, soft_wrap=True)

@@ -120,6 +120,8 @@ class Run:
             names = self.adapters()
             near = get_close_matches(name, names, 8, 0.0)
             shown = ", ".join(near) + (f", ... ({len(names)} in all)" if len(names) > len(near) else "")
+            if name.startswith("client/") and "fleet" in self.facts.get("where", ""):
+                shown += "; a client's own is on its device, where `fedgen fleet export` takes it out"
             none = f"none before its end: go on with `fedgen resume {self.folder}`"
             raise StoreError(f"run '{self.folder}': has no adapter '{name}'; it has {shown or none}")
         return load_bundle(self.folder / ADAPTERS / name, backbone_hash=self.facts.get("backbone_hash", ""))

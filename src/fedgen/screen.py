@@ -40,9 +40,9 @@ class Screen:
 
     def __enter__(self) -> Self:
         if not self.out.is_terminal:
-            self.out.print("loading the backbone and the clients' data ...")
+            self.out.print("loading the backbone ...")
         self.bar.start()
-        self.task = self.bar.add_task("loading the backbone and the clients' data", total=None)
+        self.task = self.bar.add_task("loading the backbone", total=None)
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:

@@ -278,3 +278,21 @@ def test_the_app_imports_nothing_heavy() -> None:
     there = set(ran.stdout.split())
     assert "flwr.clientapp" in there
     assert not [name for name in ("torch", "transformers", "fedgen", "safetensors", "ray") if name in there]
+
+
+def test_an_owner_who_has_changed_their_mind_is_heard_at_once(
+    proxy: ModuleType, home: Path, settled: tuple[Plan, Tree], pid: int
+) -> None:
+    def name() -> str:
+        return read_present(ask(proxy, home, question(errand(settled[0])))).name
+
+    try:
+        (home / "node.toml").write_text(NODE.replace("trial", "another"))
+        assert name() == "another"
+        (home / "node.toml").write_text("name = ")
+        with pytest.raises(RuntimeError, match=r"^its node\.toml cannot be read; its node\.log says more$"):
+            name()
+    finally:
+        (home / "node.toml").write_text(NODE)
+    assert name() == "trial"
+    assert said(home)["pid"] == pid

@@ -121,7 +121,7 @@ def test_a_client_that_is_on_another_node_already_is_refused() -> None:
     post = Letters({1: holds("ada", "ann"), 2: holds("ada", "ann", "bob")})
     found, told = gathered(post, 1)
     found.look()
-    why = "client 'ann' is on another node already; give each node.toml a name of its own"
+    why = "client 'ann' is on another node already; give each device's node.toml a name of its own"
     assert told == ["node 'ada' holds ann", f"node 'ada' takes no part: {why}"]
     assert (found.at("ann"), found.at("bob")) == (1, None)
     assert found.census()["sizes"] == {"ann": 10}

@@ -89,6 +89,7 @@ def _followed(folder: Path, chosen: Fleet, tell: Tell) -> Run:
         found = fleet.follow(folder, lambda: _standing(chosen, folder), tell, begun=served)
     except KeyboardInterrupt:
         if job := job or fleet.job(folder):
+            tell(Noticed("stopping the run on its fleet ..."))
             stop(chosen, job)
         raise
     tell(Finished(folder))

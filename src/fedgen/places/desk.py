@@ -1,5 +1,6 @@
 """A machine's own desk: parcels of offers come in, parcels of replies go out; the backbone stays warm in between."""
 
+import json
 import re
 import tomllib
 import traceback
@@ -7,6 +8,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import datetime
 from pathlib import Path
+from typing import Any
 
 from fedgen import plan as plans
 from fedgen.backbones import Backbone
@@ -14,11 +16,11 @@ from fedgen.data.deal import count
 from fedgen.errors import BackboneError, ClientError
 from fedgen.places import wire
 from fedgen.places.device import Device, closed, holdings_of, plan_of, refusal, width_of
-from fedgen.places.inprocess import hold, labels_of
+from fedgen.places.inprocess import facts_of, hold, labels_of
 from fedgen.places.wire import Errand, Parcel, Present
 from fedgen.plan import Plan
 from fedgen.records import Failure, Offer, Reply
-from fedgen.run import SHELF
+from fedgen.run import FACTS, SHELF
 from fedgen.store import Shelf, write_whole
 from fedgen.turns import Site, turns
 
@@ -34,6 +36,7 @@ class Ground:
     site: Site
     labels: Mapping[str, str]
     dropped: tuple[str, ...]
+    facts: Mapping[str, Any]
 
 
 class Desk:
@@ -72,7 +75,8 @@ class Desk:
         done: dict[str, Reply] = {name: _failed(offers, name, why) for name, why in refused.items()}
         try:
             if asked:
-                site, shelf = self._grounded(errand.plan).site, self._shelf(errand)
+                ground = self._grounded(errand.plan)
+                site, shelf = ground.site, self._shelf(errand, ground.facts)
                 done |= {reply.client: reply for reply in self._turns(replace(site, shelf=shelf), asked)}
                 shelf.flush()  # before the server can count on it
         except Exception as error:  # noqa: BLE001
@@ -103,7 +107,7 @@ class Desk:
             return str(error)
         return f"{type(error).__name__} on '{self.device.name}'; its node.log says more"
 
-    def _shelf(self, errand: Errand) -> Shelf:
+    def _shelf(self, errand: Errand, facts: Mapping[str, Any]) -> Shelf:
         """The clients' own parts of this run, as of the last finished round that the server's session began with."""
         shelf, mark = Shelf(self.folder / errand.run / SHELF), self.folder / errand.run / SESSION
         known = mark.read_text("utf-8") if mark.exists() else ""
@@ -112,6 +116,8 @@ class Desk:
         if errand.session > known:
             shelf.rewind(errand.base)
             write_whole(mark, errand.session.encode())
+        if not (mark.parent / FACTS).exists():  # what the adapters are of, for whoever takes them out
+            write_whole(mark.parent / FACTS, json.dumps(facts).encode())
         shelf.settle(errand.done)
         return shelf
 
@@ -153,7 +159,8 @@ class Desk:
             plan.profile,
             plan.share,
         )
-        return Ground(Site(plan.seed, backbone, bank, held, *parts), labels_of(held, documents, shares), dropped)
+        site = Site(plan.seed, backbone, bank, held, *parts)
+        return Ground(site, labels_of(held, documents, shares), dropped, facts_of(plan, backbone))
 
 
 def _failed(offers: Sequence[Offer], name: str, reason: str) -> Failure:

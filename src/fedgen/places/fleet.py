@@ -151,7 +151,8 @@ def standing(folder: Path) -> Standing | str:
     if Run(folder).finished:
         return "finished"
     if not is_served(folder):
-        return f"is not under way; `fedgen resume {folder}` goes on with it"
+        why = _live(folder).get("error")
+        return f"is not under way{f' ({why})' if why else ''}; `fedgen resume {folder}` goes on with it"
     asks = _live(folder).get("standing")
     return Standing(**asks) if asks else "waits for nodes"
 

@@ -35,15 +35,33 @@ Question = tuple[Parcel, SimpleQueue[Answer]]
 def serve(home: Path) -> None:
     """Answer until killed; a second node of the same folder is refused."""
     with hold(home / RUNS):
-        mine = device.read(home)
-        if mine.limits.threads:
-            torch.set_num_threads(mine.limits.threads)
-        desk, asked = Desk(mine, home / RUNS, note), SimpleQueue[Question]()
+        desk, read = _desk(home), _moment(home)
+        asked = SimpleQueue[Question]()
         with _listening(home, asked):
-            note(f"node '{mine.name}' is up, process {os.getpid()}")
+            note(f"node '{desk.device.name}' is up, process {os.getpid()}")
             while True:
                 parcel, back = asked.get()
+                try:
+                    if read != _moment(home):  # its owner has changed their mind
+                        desk, read = _desk(home), _moment(home)
+                        note(f"{device.NODE} was read anew")
+                except FedgenError as error:
+                    note(str(error))
+                    back.put((b"failed", b"its node.toml cannot be read; its node.log says more"))
+                    continue
                 back.put(_answer(desk, parcel))
+
+
+def _moment(home: Path) -> int:
+    path = home / device.NODE
+    return path.stat().st_mtime_ns if path.exists() else 0
+
+
+def _desk(home: Path) -> Desk:
+    mine = device.read(home)
+    if mine.limits.threads:
+        torch.set_num_threads(mine.limits.threads)
+    return Desk(mine, home / RUNS, note)
 
 
 def note(line: str) -> None:
@@ -103,5 +121,16 @@ def _answer(desk: Desk, parcel: Parcel) -> Answer:
     except Exception as error:  # noqa: BLE001  the node outlives it
         note("".join(traceback.format_exception(error)).rstrip())
         return b"failed", type(error).__name__.encode()
-    note(f"answered {parcel.size:,} bytes by {found.size:,} in {time.perf_counter() - began:.2f} s")
+    spent = time.perf_counter() - began
+    note(f"{_about(parcel)}: answered {parcel.size:,} bytes by {found.size:,} in {spent:.2f} s")
     return b"done", found.words.encode(), str(len(found.trees)).encode(), *found.trees
+
+
+def _about(parcel: Parcel) -> str:
+    """What a parcel that was answered has asked."""
+    said = json.loads(parcel.words)
+    run, offers = said["errand"]["run"], said.get("offers")
+    if not offers:
+        return f"run {run}, who is here"
+    names = ", ".join(sorted(offer["client"] for offer in offers))
+    return f"run {run}, round {offers[0]['round']}, {offers[0]['use']} of {names}"

@@ -144,7 +144,7 @@ class Roll:
         if not why and present.backbone != self.backbone:
             why = f"its backbone is {present.backbone[:16]}, wanted {self.backbone[:16]}; give it the same model"
         if not why and taken:
-            why = f"client '{taken[0]}' is on another node already; give each node.toml a name of its own"
+            why = f"client '{taken[0]}' is on another node already; give each device's node.toml a name of its own"
         return replace(present, rows={}, labels={}, dropped=(), reason=why) if why else present
 
     def _present(self) -> int:
@@ -154,8 +154,10 @@ class Roll:
         out = [f"node '{one.name}' takes no part: {one.reason}" for one in self.met.values() if one.reason]
         silent = len(self.online - self.met.keys())
         said = "; ".join([*out[:3], *([f"{silent} online have not answered yet"] if silent else [])])
-        wish = f"wanted {self.terms.nodes} nodes within {self.terms.patience:g} s, came {self._present()}"
-        remedy = "start nodes with `fedgen fleet join`, and see `fedgen fleet status`"
+        many = "node" if self.terms.nodes == 1 else "nodes"
+        wish = f"wanted {self.terms.nodes} {many} within {self.terms.patience:g} s, came {self._present()}"
+        slow = "mend what is named, or wait longer (fleet.patience)"
+        remedy = slow if self.online else "start nodes with `fedgen fleet join`, and see `fedgen fleet status`"
         return f"fleet: {wish}{f' ({said})' if said else ''}; {remedy}"
 
 

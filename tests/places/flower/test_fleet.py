@@ -16,7 +16,7 @@ pytest.importorskip("flwr", reason="Flower is not installed")
 
 from typer.testing import CliRunner
 
-from fedgen.errors import PlanError, ServeError, StoreError
+from fedgen.errors import DataError, PlanError, ServeError, StoreError
 from fedgen.fleet_cli import fleet_app
 from fedgen.places import device
 from fedgen.places.flower import watch
@@ -111,10 +111,15 @@ def test_a_node_joins_once_it_is_let_in(fleet: Fleet, tmp_path: Path) -> None:
     words = ("join", str(home), "--server", fleet.near)
     with pytest.raises(PlanError, match="name a copy of it by --ca"):
         told(*words)
-    steps = told(*words, "--ca", ca)
+    steps = told(*words, "--ca", ca, "--name", "phone")
     assert re.search(r"1\. edit .*node\.toml.*\n2\. send .*node\.key\.pub .*admit.*\n3\. then run: ", steps)
-    device.read(home)
+    assert device.read(home).name == "phone"
+    with pytest.raises(DataError, match="wanted a folder of text"):
+        told(*words)
+    (home / "data").mkdir()
+    (home / "data" / "note.txt").write_text("Some words of its own.")
     ran = fedgen(*words)
+    assert "phone: 1 document" in ran.stdout
     assert (ran.returncode, "error supernode: the server refuses this node" in ran.stdout) == (1, True), ran.stdout
     assert admit(fleet, home / "node.key.pub")
     joined = subprocess.Popen([sys.executable, "-m", "fedgen.cli", "fleet", *words], stdout=subprocess.DEVNULL)
@@ -133,11 +138,12 @@ def test_a_node_joins_once_it_is_let_in(fleet: Fleet, tmp_path: Path) -> None:
 def test_a_device_refuses_a_server_of_another_fleet(fleet: Fleet, tmp_path: Path) -> None:
     home, other = tmp_path / "phone", make_authority(tmp_path / "other")
     words = ("join", str(home), "--server", fleet.near)
-    told(*words, "--ca", str(other))
     with pytest.raises(ServeError, match=r"its certificate is not of .*; copy the ca\.crt of this very server"):
-        told(*words)
-    with pytest.raises(PlanError, match=r"has another ca\.crt than"):
-        told(*words, "--ca", str(fleet.ca))
+        told(*words, "--ca", str(other))
+    assert not home.exists(), "an authority is kept once it was seen to be the server's"
+    told(*words, "--ca", str(fleet.ca))
+    with pytest.raises(ServeError, match="its certificate is not of"):
+        told(*words, "--ca", str(other))
 
 
 def test_a_port_in_use_is_one_clear_error(fleet: Fleet, tmp_path: Path) -> None:
