@@ -1,5 +1,6 @@
 """The command `fedgen fleet`: a whole fleet on this machine, or a server and nodes on many."""
 
+import contextlib
 import os
 import signal
 import socket
@@ -89,7 +90,8 @@ def up(
         out.print("Ctrl-C takes it down")
         _stay(watches)
     except KeyboardInterrupt:
-        out.print("taking the fleet down ...")
+        with contextlib.suppress(OSError, SystemExit):  # whoever listened may be gone; rich would end here
+            out.print("taking the fleet down ...")
         _take_down(home)
         if not watches:  # it never was up
             raise typer.Exit(130) from None
