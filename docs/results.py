@@ -145,12 +145,13 @@ def places(found: dict[str, Any]) -> list[str]:
         cells = [f"{way['speed'][key]['median']:.2f}" for key in wanted]
         rows.append(f"| {name} | {' | '.join(cells)} |")
     said = (
-        f"Client-turns a second over a Flower and PEFT simulation app, {found['clients']} clients on {found['cores']} "
-        f"cores, same rows, same steps, in one run ({found['rounds_timed']} rounds timed). *Usual* is as Flower's "
-        "public examples of fine-tuning write it: tokenizer, model and Trainer are set up in every call; *cached* keeps the "
-        "model in the actor and trains it by a plain loop. The wish was 5 times the usual and 1.5 times the cached "
-        "way, which holds for short turns alone: the longer a turn, the more of it is arithmetic that all have in "
-        "common. Most of a short usual call is not loading but the garbage collection with which a Trainer begins."
+        f"Client-turns a second over a Flower and PEFT simulation app, {found['clients']} clients on "
+        f"{found['cores']} cores, same rows, same steps, in one run ({found['rounds_timed']} rounds timed). "
+        "*Usual* is as Flower's public examples of fine-tuning write it: tokenizer, model and Trainer are set "
+        "up in every call; *cached* keeps the model in the actor and trains it by a plain loop. The wish was "
+        "5 times the usual and 1.5 times the cached way, which holds for short turns alone: the longer a "
+        "turn, the more of it is arithmetic that all have in common. Most of a short usual call is not "
+        "loading but the garbage collection with which a Trainer begins."
     )
     return [said, "", *rows]
 
