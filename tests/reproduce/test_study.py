@@ -200,7 +200,7 @@ def test_a_run_that_diverges_is_a_result_and_its_rate_is_not_chosen(
         job = tiny.job(cell)
         assert job
         assert worker._played(tiny, job, [])
-    assert "sum: weighted values reach" in tiny.found(job)["error"]
+    assert "none of 3 clients sent an update; the first said: the update holds numbers of" in tiny.found(job)["error"]
     wanted = Cell(tiny.study.parts[0], "fedit", "even", 0)
     assert tiny.tries(wanted)[1e30] is None
     assert tiny.chosen(wanted) == 0.003
