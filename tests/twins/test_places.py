@@ -3,6 +3,7 @@
 The same clients take part with the same seeds, so the adapters are the same, personal ones included.
 """
 
+import os
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
@@ -27,8 +28,9 @@ Plans = dict[str, dict[str, Any]]
 
 
 def said(*words: str) -> str:
-    """What `fedgen` prints; it must succeed."""
-    ran = subprocess.run([sys.executable, "-m", "fedgen", *words], capture_output=True, text=True, check=False)
+    """What `fedgen` prints; it must succeed. All it starts have one thread, as these tests: sums depend on how many."""
+    command, alone = [sys.executable, "-m", "fedgen", *words], os.environ | {"OMP_NUM_THREADS": "1"}
+    ran = subprocess.run(command, env=alone, capture_output=True, text=True, check=False)
     assert ran.returncode == 0, ran.stdout + ran.stderr
     return ran.stdout
 
@@ -100,4 +102,6 @@ def test_on_a_fleet(kind: str, plans: Plans, here: dict[str, Run], fleet: Path, 
         loads = (node / "node.log").read_text().count("loaded the backbone")
         assert loads == ["text", "images"].index(kind) + 1, "a backbone is loaded once, however many rounds"
     same(run, here[kind], own)
-    assert "finished:completed" in said("fleet", "status", "--folder", str(fleet))
+    shown = said("fleet", "status", "--folder", str(fleet), "--run", str(run.folder))
+    assert "finished" in shown.splitlines()[-1]
+    assert shown.count("online") == 3
