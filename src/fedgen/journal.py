@@ -15,6 +15,7 @@ from fedgen.errors import StoreError, TreeError
 from fedgen.records import Report, State, Tree
 from fedgen.store import read_bytes, write_whole
 
+LOCK = "lock"
 REMEDY = "put back a copy of it, or delete it to play the run's rounds anew"
 
 
@@ -109,12 +110,22 @@ def hold(folder: Path) -> Iterator[None]:
     """Make or take a run folder for this process alone; the hold ends with the process, however it ends."""
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        lock = (folder / "lock").open("a+b", buffering=0)
+        lock = (folder / LOCK).open("a+b", buffering=0)
     except OSError as error:
         raise StoreError(f"run '{folder}': cannot be written ({error.strerror}); choose another folder") from error
     with lock:
         _take(lock, folder)
         yield
+
+
+def held(folder: Path) -> bool:
+    """Whether a process holds a run folder now."""
+    with (folder / LOCK).open("a+b") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            return True
+        return False
 
 
 def _take(lock: FileIO, folder: Path) -> None:

@@ -75,6 +75,10 @@ class Offer:
     beside: Mapping[str, Tree] = field(default_factory=dict)
     rank: int = 0
 
+    def failed(self, reason: str) -> "Failure":
+        """Why nothing came of it."""
+        return Failure(self.round, self.client, self.cluster, reason)
+
 
 @dataclass(frozen=True)
 class Update:

@@ -11,7 +11,7 @@ from fedgen.backbones import Backbone, LanguageBackbone
 from fedgen.errors import FedgenError, StoreError
 from fedgen.exhibit import QUALITY, exhibit, ready
 from fedgen.groups import refuse
-from fedgen.journal import hold
+from fedgen.journal import held, hold
 from fedgen.places import fleet, inprocess
 from fedgen.places.flower.app import app_of
 from fedgen.places.flower.fleet import Fleet, reach, standing, stop, submit
@@ -81,7 +81,7 @@ def _sent(folder: Path, settled: Plan, tell: Tell) -> Run:
 def _followed(folder: Path, chosen: Fleet, tell: Tell) -> Run:
     """The run on its fleet: played by it already, or from now on; Ctrl-C stops it there."""
     fleet.name(folder)
-    served, job = fleet.is_served(folder), ""
+    served, job = held(folder), ""
     try:
         if not served:
             job = submit(chosen, app_of(folder))

@@ -99,10 +99,8 @@ class Asking:
         if not self._began:  # a session's first ask is of the round after the last finished one
             self._began, self.errand = True, replace(self.errand, base=done)
         self.errand = replace(self.errand, done=done)
-        lasting = self._lasts(first.use)
-        waiting = {
-            offer.client: offer for offer in found if not (lasting and self.roll.at(offer.client) in self._busy())
-        }
+        busy = self._busy() if self._lasts(first.use) else set()  # they are let be, and asked in a later round
+        waiting = {offer.client: offer for offer in found if not (busy and self.roll.at(offer.client) in busy)}
         now = {offer.cluster: offer.adapter for offer in found}
         asked = Asked(first.round, first.use, len(found), time.monotonic(), waiting, now)
         while not self._over(asked):
@@ -162,7 +160,7 @@ class Asking:
         spent = now - asked.began
         for offer in asked.waiting.values():
             there = self.roll.at(offer.client) is not None
-            yield _failed(offer, "its node is at an earlier question" if there else "its node is not online")
+            yield offer.failed("its node is at an earlier question" if there else "its node is not online")
         for ticket, sent in list(self.flying.items()):
             if self._lasts(sent.ask.use):
                 if asked.use == "train" and now - sent.at > terms.deadline:
@@ -216,7 +214,7 @@ class Asking:
                 yield from self._read(sent, arrived, asked)
 
     def _read(self, sent: Sent, arrived: Arrived, asked: Asked) -> Iterator[Reply]:
-        replies: list[Reply] = [_failed(offer, wire.plain(arrived.reason)) for offer in sent.offers]
+        replies: list[Reply] = [offer.failed(wire.plain(arrived.reason)) for offer in sent.offers]
         if arrived.parcel is not None:
             replies = wire.read_replies(arrived.parcel, sent.offers, self.most)
         for reply, offer, share in zip(replies, sent.offers, sent.shares, strict=True):
@@ -260,14 +258,10 @@ def _of(many: int, share: float) -> int:
     return math.ceil(round(share * many, 6))
 
 
-def _failed(offer: Offer, reason: str) -> Failure:
-    return Failure(offer.round, offer.client, offer.cluster, reason)
-
-
 def _silent(sent: Sent, reason: str) -> Iterator[Failure]:
     """Those of a parcel who have not answered; its bytes have gone down all the same."""
     for offer, share in zip(sent.offers, sent.shares, strict=True):
-        yield replace(_failed(offer, reason), down=share)
+        yield replace(offer.failed(reason), down=share)
 
 
 def _change(reply: Reply, offer: Offer) -> Reply:
@@ -276,5 +270,5 @@ def _change(reply: Reply, offer: Offer) -> Reply:
         return reply
     shapes = {key: value.shape for key, value in offer.adapter.items()}
     if odd := [key for key, value in reply.adapter.items() if value.shape != shapes.get(key)]:
-        return _failed(offer, wire.plain(f"update: '{odd[0]}' is not like the one that was offered"))
+        return offer.failed(wire.plain(f"update: '{odd[0]}' is not like the one that was offered"))
     return replace(reply, adapter={key: value - offer.adapter[key] for key, value in reply.adapter.items()})

@@ -70,9 +70,8 @@ class Desk:
     def _replies(self, errand: Errand, offers: Sequence[Offer]) -> list[Reply]:
         now = datetime.now().astimezone()
         why_not = {use: refusal(self.device, use, now) for use in {offer.use for offer in offers}}
-        refused = {offer.client: why for offer in offers if (why := why_not[offer.use])}
-        asked = [offer for offer in offers if offer.client not in refused]
-        done: dict[str, Reply] = {name: _failed(offers, name, why) for name, why in refused.items()}
+        asked = [offer for offer in offers if not why_not[offer.use]]
+        done: dict[str, Reply] = {offer.client: offer.failed(why) for offer in offers if (why := why_not[offer.use])}
         try:
             if asked:
                 ground = self._grounded(errand.plan)
@@ -81,7 +80,7 @@ class Desk:
                 shelf.flush()  # before the server can count on it
         except Exception as error:  # noqa: BLE001
             why = self._reason(error)
-            done |= {offer.client: _failed(offers, offer.client, why) for offer in asked}
+            done |= {offer.client: offer.failed(why) for offer in asked}
         return [self._named(done[offer.client]) for offer in offers]
 
     def _turns(self, site: Site, offers: Sequence[Offer]) -> list[Reply]:
@@ -90,7 +89,7 @@ class Desk:
             return turns(site, offers)
         except Exception as error:  # noqa: BLE001
             if len(offers) == 1:
-                return [_failed(offers, offers[0].client, self._reason(error))]
+                return [offers[0].failed(self._reason(error))]
             return [reply for offer in offers for reply in self._turns(site, [offer])]
 
     def _named(self, reply: Reply) -> Reply:
@@ -161,8 +160,3 @@ class Desk:
         )
         site = Site(plan.seed, backbone, bank, held, *parts)
         return Ground(site, labels_of(held, documents, shares), dropped, facts_of(plan, backbone))
-
-
-def _failed(offers: Sequence[Offer], name: str, reason: str) -> Failure:
-    offer = next(offer for offer in offers if offer.client == name)
-    return Failure(offer.round, name, offer.cluster, reason)

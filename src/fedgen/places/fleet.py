@@ -3,18 +3,17 @@
 The two share nothing but the run folder: its journal, what stands (`live.json`), and what was noticed (`fleet.log`).
 """
 
-import fcntl
 import json
 import secrets
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from fedgen.errors import ClientError, FedgenError
 from fedgen.groups import refuse
-from fedgen.journal import Journal, hold
+from fedgen.journal import Journal, held, hold
 from fedgen.places.asking import Asking, Standing
 from fedgen.places.inprocess import facts_of, known, start_of
 from fedgen.places.roll import CENSUS, Noticed, Post, Roll
@@ -89,25 +88,25 @@ class Live:
     def __init__(self, folder: Path) -> None:
         self.folder, self.at = folder, 0.0
         self.standing: dict[str, Any] = {}
-        self._write({})
+        self._write()
 
     def tell(self, event: object) -> None:
         """Note what stands, now and then, and each thing noticed."""
         if isinstance(event, Standing):
             self.standing = asdict(event)
             if time.monotonic() - self.at > OFTEN:
-                self._write({})
+                self._write()
         elif isinstance(event, Noticed):
             with (self.folder / LOG).open("a", encoding="utf-8") as log:
                 log.write(f"{time.strftime('%Y-%m-%d %H:%M:%S')} {' '.join(event.said.split())}\n")
 
     def end(self, error: str) -> None:
         """The last word: why the server stopped, or that it is done."""
-        self._write({"ended": True, "error": error})
+        self._write(error)
 
-    def _write(self, more: Mapping[str, Any]) -> None:
+    def _write(self, error: str = "") -> None:
         self.at = time.monotonic()
-        said = {"ended": False, "error": "", "time": time.time(), "standing": self.standing, **more}
+        said = {"error": error, "time": time.time(), "standing": self.standing}
         write_whole(self.folder / LIVE, json.dumps(said).encode())
 
 
@@ -136,21 +135,11 @@ def job(folder: Path) -> str:
     return (folder / JOB).read_text("utf-8") if (folder / JOB).exists() else ""
 
 
-def is_served(folder: Path) -> bool:
-    """Whether a server plays this run now."""
-    with (folder / "lock").open("a+b") as lock:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            return True
-        return False
-
-
 def standing(folder: Path) -> Standing | str:
     """How far the run of a folder has come; in words where nothing is asked now."""
     if Run(folder).finished:
         return "finished"
-    if not is_served(folder):
+    if not held(folder):
         why = _live(folder).get("error")
         return f"is not under way{f' ({why})' if why else ''}; `fedgen resume {folder}` goes on with it"
     asks = _live(folder).get("standing")
@@ -164,7 +153,7 @@ def follow(folder: Path, standing: Callable[[], str], tell: Tell, *, begun: bool
     asked, began = time.time(), begun
     while True:
         began = began or _live(folder).get("time", 0.0) >= asked
-        ended = began and not is_served(folder)
+        ended = began and not held(folder)
         if began:
             _told(folder, seen, tell)
         if ended:

@@ -237,7 +237,7 @@ def _profile(carried: Tree) -> Tensor:
 
 
 def _failed(offer: Offer, reason: str) -> Failure:
-    return Failure(offer.round, offer.client, offer.cluster, plain(reason))
+    return offer.failed(plain(reason))
 
 
 def plain(said: str) -> str:

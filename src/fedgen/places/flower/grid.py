@@ -22,10 +22,10 @@ def play(grid: "Grid", folder: str, number: int) -> None:
 
 
 class GridPost:
-    """A post over Flower; a message that nobody fetched for `keep` seconds is thrown away."""
+    """A post over Flower, which throws a message away that nobody has fetched for 12 hours."""
 
-    def __init__(self, grid: "Grid", keep: float = 43200.0) -> None:
-        self.grid, self.keep = grid, keep
+    def __init__(self, grid: "Grid") -> None:
+        self.grid = grid
 
     def nodes(self) -> set[int]:
         """Who is online."""
@@ -35,7 +35,7 @@ class GridPost:
         """Send it on its way; no ticket if Flower does not take it."""
         from flwr.app import Message
 
-        message = Message(packed(parcel), node, KINDS[use], ttl=self.keep, group_id=str(turn))
+        message = Message(packed(parcel), node, KINDS[use], group_id=str(turn))
         (ticket,) = self.grid.push_messages([message])
         return ticket or ""
 
