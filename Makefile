@@ -25,7 +25,7 @@ lint: .venv/.dev ## check style and types
 	@$(BIN)/mypy
 
 bench: .venv/.dev ## measure speed, scale and what the demo gains, on this machine
-	@for name in rounds scale images demo glyphs cluster places fleet; do echo "== $$name"; $(BIN)/python bench/$$name.py || exit 1; done
+	@for name in rounds scale images demo glyphs cluster places fleet serve; do echo "== $$name"; $(BIN)/python bench/$$name.py || exit 1; done
 
 clean: ## remove .venv, caches and built packages; runs stay
 	@rm -rf .venv build dist .mypy_cache .pytest_cache .ruff_cache
@@ -40,11 +40,11 @@ clean: ## remove .venv, caches and built packages; runs stay
 	@touch $@
 
 .venv/.demo: .venv/.torch pyproject.toml
-	@echo "installing fedgen-edge[report,images] ..."
-	@$(PIP) --editable ".[report,images]"
+	@echo "installing fedgen-edge[report,images,serve] ..."
+	@$(PIP) --editable ".[report,images,serve]"
 	@touch $@
 
 .venv/.dev: .venv/.torch pyproject.toml
-	@echo "installing fedgen-edge[report,images,fleet,data,bits,dev] ..."
-	@$(PIP) --editable ".[report,images,fleet,data,bits,dev]"
+	@echo "installing fedgen-edge[report,images,fleet,serve,data,bits,dev] ..."
+	@$(PIP) --editable ".[report,images,fleet,serve,data,bits,dev]"
 	@touch $@

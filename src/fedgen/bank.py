@@ -234,6 +234,31 @@ class Bank:
             for lane in self._lanes:
                 lane.a = lane.b = lane.drop = None
 
+    @contextmanager
+    def bare(self) -> Iterator[None]:
+        """The backbone alone, whatever is carried; that goes on afterwards."""
+        carried = [(lane.a, lane.b, lane.drop) for lane in self._lanes]
+        for lane in self._lanes:
+            lane.a = lane.b = lane.drop = None
+        try:
+            yield
+        finally:
+            for lane, before in zip(self._lanes, carried, strict=True):
+                lane.a, lane.b, lane.drop = before
+
+
+def abreast(mixtures: Sequence[Sequence[tuple[Tensor, float]]], zeros: Tensor) -> tuple[Tensor, Tensor | None]:
+    """The lines and weights that `carry` takes, for mixtures of lines, one a group of rows.
+
+    Narrower mixtures are filled up with the line of zeros; where each is one line in full, there is nothing to weigh.
+    """
+    if all([weight for _, weight in one] in ([], [1.0]) for one in mixtures):
+        return torch.stack([one[0][0] if one else zeros for one in mixtures]), None
+    widest = max(map(len, mixtures))
+    full = [[*one, *[(zeros, 0.0)] * (widest - len(one))] for one in mixtures]
+    lines = torch.stack([torch.stack([line for line, _ in one]) for one in full])
+    return lines, torch.tensor([[weight for _, weight in one] for one in full])
+
 
 def _replace(network: nn.Module, path: str, layer: nn.Module) -> None:
     parent, _, name = path.rpartition(".")

@@ -9,27 +9,30 @@ from typing import Annotated
 import typer
 from rich.console import Console
 
-from fedgen import places, report
+from fedgen import places, report, serve_cli
 from fedgen import plan as plans
 from fedgen.encode import seal as sealed_prompt
 from fedgen.encode import unseal
 from fedgen.errors import FedgenError, PlanError
 from fedgen.exhibit import draw
 from fedgen.fleet_cli import fleet_app
+from fedgen.leaving import Form, backbone_of, leave, leave_all, vllm
 from fedgen.methods import METHODS, over
 from fedgen.places import node as warm
 from fedgen.report.wording import saving, size
 from fedgen.reproduce import page, reproduce
 from fedgen.run import PLAN, Run
-from fedgen.sample import compact, one_mixture, route, sampler, spelled
+from fedgen.sample import route, sampler, spelled
 from fedgen.screen import Screen, clusters_table, methods_table, outcome_table, quality_table, runs_table, standing
-from fedgen.store import read_bytes, save_bundle, write_whole
+from fedgen.store import read_bytes, write_whole
 
 DEMOS = Path(__file__).parent / "demos"
 WIDE = 160  # columns for a pipe or a file, where nothing should be cut
 
 app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False, help=__doc__)
 app.add_typer(fleet_app, name="fleet")
+app.command("serve")(serve_cli.serve)
+app.command("key")(serve_cli.key)
 out = Console(highlight=False, width=None if sys.stdout.isatty() else WIDE)
 
 MIXTURE = "global, cluster-N, global@round-N or client/NAME; or several with weights, as cluster-1=0.7,cluster-2=0.7."
@@ -71,12 +74,15 @@ def demo(
     settings: Settings = [],  # noqa: B006  typer reads the default, nobody changes it
 ) -> None:
     """Federate the embedded models: text over Python's own modules, images over the letters of many typefaces."""
+    played = []
     for name in [what] if what else What:
         out.print(f"[bold]The demo of {name}[/bold]")
         plan = plans.read(DEMOS / f"{name}.toml", settings)
-        found = _play(plan, to / name if to and not what else to)
+        played.append(_play(plan, to / name if to and not what else to))
         if name is What.text:
-            _say_samples(found)
+            _say_samples(played[-1])
+    folders = " ".join(str(run.folder) for run in played)
+    out.print(f"try the adapters side by side on a page: fedgen serve {folders}", soft_wrap=True)
 
 
 @app.command("run")
@@ -227,16 +233,38 @@ def seal(
 @app.command()
 def export(
     run: RunFolder,
-    to: Annotated[Path, typer.Option(help="The new bundle's folder.")],
+    to: Annotated[Path, typer.Option(help="The folder to write; of --as kohya, the one to put files in.")],
     adapter: Annotated[str, typer.Option("--adapter", "--mix", help=MIXTURE)] = "global",
     rank: Annotated[int, typer.Option(min=0, help="Make it so wide, as near as can be; 0: as wide as it takes.")] = 0,
+    form: Annotated[
+        Form, typer.Option("--as", help="A bundle, a file for ComfyUI, a whole model, or with GGUF's recipe.")
+    ] = Form.peft,
+    *,
+    shared: Annotated[
+        bool, typer.Option("--all", help="All that the run shares, a folder each; and how to serve them.")
+    ] = False,
+    also: Annotated[
+        list[str], typer.Option("--with", metavar="NAME", help="With --all: this one too, such as client/NAME.")
+    ] = [],  # noqa: B006
 ) -> None:
-    """Write an adapter, or a mixture as one, as a bundle that PEFT and other servers read unchanged."""
+    """Write an adapter, a mixture as one, or all of a run's, as PEFT and other programs and servers read them."""
     source = Run(run)
-    found, card, lost = compact(source, one_mixture(source, adapter), rank)
-    written = save_bundle(to, found, card, component=source.facts.get("component", ""))
-    said = f"rank {written.rank}" + (f", {lost:.2%} of its energy lost" if rank else "")
-    out.print(f"{to}: {said}, content {written.hash[:12]}, made by run {written.run}", soft_wrap=True)
+    if shared and adapter != "global":
+        raise typer.BadParameter("is one adapter; with --all, add more by --with", param_hint="--adapter, --mix")
+    if also and not shared:
+        raise typer.BadParameter("is of --all; add it, or name one by --adapter", param_hint="--with")
+    found = (
+        leave_all(source, to, also=also, form=form, rank=rank)
+        if shared
+        else [leave(source, adapter, to, form=form, rank=rank)]
+    )
+    for left in found:
+        card = left.card
+        said = f"rank {card.rank}" + (f", {left.lost:.2%} of its energy lost" if rank else "")
+        where = f"{left.path}: {said}, content {card.hash[:12]}, made by run {card.run}"
+        out.print(where, soft_wrap=True, markup=False)
+    if shared and form is Form.peft and not found[0].component:
+        out.print(vllm(found, backbone_of(source), to), soft_wrap=True, markup=False)
 
 
 @app.command("reproduce")

@@ -9,6 +9,10 @@
 ├── PrivacyError    something that would leave a device and must not
 ├── StoreError      a bundle, checkpoint or run folder that cannot be read or written
 └── ServeError      a request that cannot be answered
+    ├── UnknownError    it names what is not there, or not for this asker: which of the two is not told
+    ├── BusyError       all places in the queue are taken; `after` so many seconds one may be free
+    ├── LateError       its deadline passed before it was done
+    └── ClosedError     the server is starting or stopping
 """
 
 
@@ -46,3 +50,23 @@ class StoreError(FedgenError):
 
 class ServeError(FedgenError):
     """A request that cannot be answered."""
+
+
+class UnknownError(ServeError):
+    """It names what is not there, or not for this asker."""
+
+
+class BusyError(ServeError):
+    """All places are taken; `after` so many seconds one may be free."""
+
+    def __init__(self, said: str, after: float) -> None:
+        Exception.__init__(self, said)
+        self.after = after
+
+
+class LateError(ServeError):
+    """Its deadline passed before it was done."""
+
+
+class ClosedError(ServeError):
+    """The server is starting or stopping."""

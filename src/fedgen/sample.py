@@ -17,6 +17,7 @@ from torch.nn import functional as F
 
 from fedgen import lora, seeds
 from fedgen.backbones import Backbone, DiffusionBackbone, LanguageBackbone
+from fedgen.bank import abreast
 from fedgen.errors import ServeError, StoreError
 from fedgen.records import Document, Rows, Tree
 from fedgen.roster import CENTROIDS
@@ -66,13 +67,8 @@ class Sampler:
 
         Where a pass carries one, it is that of the first group, which is that of all.
         """
-        mixtures = mixtures[: self.bank.at_once]
-        if all(list(one.values()) == [1.0] for one in mixtures):
-            return self.bank.carry(torch.stack([self.line(name) for one in mixtures for name in one]))
-        widest = max(map(len, mixtures))
-        rows = [(*one, *[BARE] * (widest - len(one))) for one in mixtures]  # the zero line fills up, and weighs nothing
-        lines = torch.stack([torch.stack([self.line(name) for name in row]) for row in rows])
-        weights = torch.tensor([[*one.values(), *[0.0] * (widest - len(one))] for one in mixtures])
+        parts = [[(self.line(name), weight) for name, weight in one.items()] for one in mixtures[: self.bank.at_once]]
+        lines, weights = abreast(parts, self.bank.lines[0])
         return self.bank.carry(lines, weights=weights)
 
     def encode(self, prompt: str) -> Tensor:

@@ -20,7 +20,12 @@ PAPER, INK = (255, 255, 255), (90, 90, 90)
 
 def save_png(path: Path, picture: Tensor, made: Mapping[str, object]) -> None:
     """One picture [channels, high, wide] in bytes, whole or not at all, with how it was made in its `parameters`."""
-    write_whole(path, _png(_image(picture), made))
+    write_whole(path, png(picture, made))
+
+
+def png(picture: Tensor, made: Mapping[str, object]) -> bytes:
+    """One picture as a PNG, with how it was made in its `parameters`."""
+    return _png(_image(picture), made)
 
 
 def save_sheet(

@@ -23,7 +23,7 @@ from transformers import (
 
 from fedgen import tree
 from fedgen.backbones import Language, LanguageBackbone
-from fedgen.backbones.language import choose, hash_of
+from fedgen.backbones.language import hash_of
 from fedgen.bank import Bank
 from fedgen.errors import BackboneError
 from fedgen.records import Document
@@ -372,11 +372,11 @@ def test_an_adapter_changes_what_is_written(backbone: LanguageBackbone) -> None:
         assert written(backbone, "every", 20) == bare
 
 
-def test_choosing_by_hand() -> None:
-    logits = torch.tensor([0.0, 2.0, 1.0, -5.0])
-    assert choose(logits, 0.0, torch.Generator()) == 1
-    draw = torch.Generator().manual_seed(0)
-    picks = torch.tensor([choose(logits, 0.5, draw) for _ in range(2000)])
-    shares = torch.bincount(picks, minlength=4) / 2000
-    assert (shares - (logits / 0.5).softmax(0)).abs().max() < 0.04
-    assert {choose(logits, 0.01, draw) for _ in range(50)} == {1}
+def test_an_adapter_that_blew_up_is_told(backbone: LanguageBackbone) -> None:
+    with (
+        Bank(backbone.network, backbone.targets, 2) as bank,
+        bank.carry(torch.full((1, bank.layout.width), 1e30)),
+        pytest.raises(BackboneError) as caught,
+    ):
+        written(backbone, "every", 5)
+    assert "makes numbers that are not finite" in str(caught.value)

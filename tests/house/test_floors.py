@@ -12,9 +12,9 @@ FLOORS = [
     "lora factors bank weights chart store",
     "backbones data encode client evaluate quality sheet",
     "cohort aggregate outer cluster kinship exchange share personal guards devices",
-    "turns groups rounds journal plan methods roster run sample exhibit",
-    "places serve.pool serve.engine",
-    ". report screen reproduce serve.page serve.api serve fleet_cli cli __main__",  # the dot is fedgen/__init__.py
+    "turns groups rounds journal plan methods roster run sample exhibit merging leaving",
+    "places serve.keys serve.pool serve.engine serve.house serve.client serve",
+    ". report screen reproduce serve.page serve.api serve_cli fleet_cli cli __main__",  # the dot is fedgen/__init__.py
 ]
 PLACE = {room: (floor, step) for floor, rooms in enumerate(FLOORS) for step, room in enumerate(rooms.split())}
 

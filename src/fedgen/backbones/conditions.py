@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from threading import Lock
 from typing import Any, Literal, Protocol
 
 import torch
@@ -10,11 +11,15 @@ from torch import Tensor, nn
 from fedgen.errors import BackboneError, DataError
 from fedgen.records import Document, Rows
 
+READING = Lock()  # a tokenizer is set to cut or not for all threads at once
 MOST_TOKENS = 120  # of an encoder that knows no bound of its own, as PixArt takes from T5
 
 
 class Condition(Protocol):
     """One way to tell a denoiser what is wanted."""
+
+    def check(self, documents: Sequence[Document]) -> None:
+        """Refuse what cannot be asked for; from any thread, and at little cost."""
 
     def rows(self, documents: Sequence[Document]) -> Rows:
         """What the documents ask for, a row each."""
@@ -31,6 +36,12 @@ class Prompts:
     encoder: nn.Module
     masked: bool
     long: Literal["error", "cut"]
+
+    def check(self, documents: Sequence[Document]) -> None:
+        """Refuse a prompt that is too long."""
+        if self.long == "error":
+            with READING:
+                self._refuse_long([document.prompt for document in documents])
 
     def rows(self, documents: Sequence[Document]) -> Rows:
         """Each different prompt is encoded once."""
@@ -54,11 +65,12 @@ class Prompts:
 
     @torch.no_grad()
     def _read(self, prompts: list[str]) -> Rows:
-        if self.long == "error":
-            self._refuse_long(prompts)
-        given = self.tokenizer(
-            prompts, padding="max_length", truncation=True, max_length=self.length, return_tensors="pt"
-        )
+        with READING:
+            if self.long == "error":
+                self._refuse_long(prompts)
+            given = self.tokenizer(
+                prompts, padding="max_length", truncation=True, max_length=self.length, return_tensors="pt"
+            )
         device = next(self.encoder.parameters()).device
         seen = given["attention_mask"]
         mask = {"attention_mask": seen.to(device)} if self.masked else {}
@@ -84,6 +96,10 @@ class Classes:
     count: int
     nothing: bool
 
+    def check(self, documents: Sequence[Document]) -> None:
+        """Refuse a label that is no class."""
+        self.rows(documents)
+
     def rows(self, documents: Sequence[Document]) -> Rows:
         """Labels as numbers."""
         return {"class": torch.tensor([self._number(document.label) for document in documents], dtype=torch.long)}
@@ -101,6 +117,9 @@ class Classes:
 @dataclass(frozen=True)
 class Unasked:
     """Nothing is told: the pictures say it all."""
+
+    def check(self, documents: Sequence[Document]) -> None:
+        """There is nothing that could be wrong."""
 
     def rows(self, documents: Sequence[Document]) -> Rows:
         """No column."""

@@ -1,6 +1,5 @@
 """Diffusion models as frozen backbones: any diffusers folder with a UNet or a transformer that is known here."""
 
-import inspect
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -9,10 +8,10 @@ from typing import Annotated, Any, Literal
 import torch
 from torch import Tensor, nn
 
+from fedgen.backbones.canvas import Canvas, advance, begun, doubled, sampler
 from fedgen.backbones.conditions import CALLS, Condition, Prompts, condition_of
-from fedgen.backbones.folder import Reader, hash_of, index_of, library_of, located, named
+from fedgen.backbones.folder import Reader, hash_of, index_of, located, named
 from fedgen.backbones.language import device_of, name_of
-from fedgen.backbones.quiet import silence
 from fedgen.backbones.schedule import Schedule, Weighting, schedule_of
 from fedgen.errors import BackboneError, DataError
 from fedgen.lora import is_called
@@ -261,59 +260,53 @@ class DiffusionBackbone:
             raise BackboneError(f"sealed prompt: {said}; seal it for this backbone")
         return {key: value.to(like[key]) for key, value in sealed.items()}
 
+    def begin(
+        self, asked: Sequence[Document | Rows], draws: Sequence[torch.Generator], *, steps: int, guidance: float = 1.0
+    ) -> Canvas:
+        """Pictures of so many steps that are still noise, each from its own draw, of a prompt or label, sealed or not.
+
+        With a guidance other than 1 every row is seen twice, side by side; so the rows of one adapter stay together.
+        """
+        scheduler = sampler(self.scheduler, steps)
+        told = {key: value.to(self.device) for key, value in self._asked(asked).items()}
+        empty = self._empty if guidance != 1 else None
+        told = told if empty is None else doubled(told, empty)
+        noise = torch.stack([torch.randn(self.shape, generator=draw) for draw in draws]).to(self.device)
+        return begun(scheduler, draws, told, noise, 1.0 if empty is None else guidance)
+
     @torch.no_grad()
+    def advance(self, canvases: Sequence[Canvas]) -> None:
+        """A step for all of them, in one pass."""
+        advance(self._say, canvases)
+
     def paint(
         self, asked: Sequence[Document | Rows], draws: Sequence[torch.Generator], *, steps: int, guidance: float = 1.0,
         told: Callable[[int, int], None] = lambda done, steps: None,
     ) -> Tensor:  # fmt: skip
-        """A picture for each document's prompt or label, or sealed prompt, from its own draw; `told` hears each step.
+        """As `begin`, and drawn to the end; `told` hears each step."""
+        canvas = self.begin(asked, draws, steps=steps, guidance=guidance)
+        while canvas.done < canvas.steps:
+            self.advance([canvas])
+            told(canvas.done, canvas.steps)
+        return self.shown(canvas.made)
 
-        With guidance beyond 1 every row is seen twice, side by side, with and without its prompt; so the rows of one
-        adapter stay together.
-        """
-        if steps < 1:
-            raise BackboneError(f"steps: wanted at least 1 step to draw a picture, came {steps}")
-        scheduler = self._sampler(steps)
-        rows = {key: value.to(self.device) for key, value in self._asked(asked).items()}
-        empty = self._empty if guidance != 1 else None
-        if empty is not None:
-            both = {key: torch.stack([value, empty[key].to(value).expand_as(value)], 1) for key, value in rows.items()}
-            rows = {key: value.flatten(0, 1) for key, value in both.items()}
-        noise = torch.stack([torch.randn(self.shape, generator=draw) for draw in draws]).to(self.device)
-        # Flow matching begins at 1 and scales nothing, and does not say so.
-        made = noise * getattr(scheduler, "init_noise_sigma", 1.0)
-        scale = getattr(scheduler, "scale_model_input", lambda made, time: made)
-        for at, time in enumerate(scheduler.timesteps):
-            seen = scale(made, time)
-            twice = seen if empty is None else seen.repeat_interleave(2, 0)
-            said = self._say(twice, time.to(twice.device).expand(len(twice)), rows)
-            if empty is not None:
-                own, bare = said.unflatten(0, (-1, 2)).unbind(1)
-                said = bare + guidance * (own - bare)
-            made = scheduler.step(said, time, made, **_chance(scheduler, draws)).prev_sample
-            told(at + 1, len(scheduler.timesteps))
-        return self._shown(made)
+    def check(self, asked: Document | Rows) -> None:
+        """Refuse what can never be drawn; nothing is encoded for it."""
+        if isinstance(asked, Document):
+            self.condition.check([asked])
+        else:
+            self._opened(asked)
 
-    def _sampler(self, steps: int) -> Any:
-        """A scheduler of this picture's own; in place of the stochastic DDPM its deterministic twin."""
-        kind = type(self.scheduler)
-        if kind.__name__ == "DDPMScheduler":
-            kind = library_of("diffusers").DDIMScheduler
-        with silence():
-            scheduler = kind.from_config(self.scheduler.config)
-        scheduler.set_timesteps(steps)
-        return scheduler
+    def sketch(self, canvas: Canvas) -> Tensor:
+        """Pictures on the way as they would be if the network's last word were the truth, in bytes."""
+        return self.shown(self.schedule.cleaned(*canvas.heard) if canvas.heard else canvas.made)
 
-    def _shown(self, made: Tensor) -> Tensor:
+    @torch.no_grad()
+    def shown(self, made: Tensor) -> Tensor:
+        """What the denoiser has made, as pictures in bytes."""
         if self.vae is not None:
             config, weight = self.vae.config, next(self.vae.parameters())
             latents = made / config.scaling_factor + (config.get("shift_factor") or 0.0)
             made = torch.cat([self.vae.decode(part.to(weight)).sample.float() for part in latents.split(AT_ONCE)])
             self._refuse_broken(made)
         return ((made / 2 + 0.5).clamp(0, 1) * 255).round().byte().cpu()
-
-
-def _chance(scheduler: Any, draws: Sequence[torch.Generator]) -> dict[str, Any]:
-    """A stochastic scheduler's noise comes from each row's own draw."""
-    takes = "generator" in inspect.signature(scheduler.step).parameters
-    return {"generator": list(draws)} if takes else {}

@@ -1,7 +1,6 @@
 """Causal language models: any that transformers loads, from the package, a folder, or the hub if a plan names it."""
 
 import hashlib
-import math
 import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -15,6 +14,8 @@ from torch.nn import functional as F
 from transformers import AutoModelForCausalLM, AutoTokenizer, BitsAndBytesConfig
 
 from fedgen.backbones.quiet import without_bars
+from fedgen.backbones.sampling import Taste, choose
+from fedgen.backbones.spelling import Spelling
 from fedgen.errors import BackboneError
 from fedgen.records import Document, Range, Rows
 
@@ -234,16 +235,21 @@ class LanguageBackbone:
         """What a device sends in place of a prompt: the states that the model's first layer reads, a row a token."""
         if getattr(self.network.config, "hidden_size_per_layer_input", 0):
             raise BackboneError(f"sealed prompt: every layer of '{self.name}' reads the tokens; send the prompt itself")
-        return {"states": self._embedded(self._batch(prompt))[0].cpu()}
+        return {"states": self.embedded(self.given(prompt)).cpu()}
 
     def ids(self, prompt: str) -> list[int]:
         """A prompt's tokens as the model learnt them, behind the one that stands between documents."""
         return [self.end, *self.tokenizer(prompt, add_special_tokens=False, verbose=False)["input_ids"]]
 
-    def _batch(self, prompt: str) -> Tensor:
-        return torch.tensor([self.ids(prompt)], device=next(self.network.parameters()).device)
+    def given(self, prompt: str | Rows) -> Tensor:
+        """A prompt as the network takes it, a row a token: the tokens, or the states of a sealed one."""
+        if isinstance(prompt, str):
+            return torch.tensor(self.ids(prompt), device=next(self.network.parameters()).device)
+        return self._opened(prompt)
 
-    def _embedded(self, ids: Tensor) -> Tensor:
+    @torch.no_grad()
+    def embedded(self, ids: Tensor) -> Tensor:
+        """Tokens as the states that the first layer reads."""
         found: Tensor = self.network.get_input_embeddings()(ids)  # type: ignore[operator]
         return found
 
@@ -251,34 +257,26 @@ class LanguageBackbone:
     def write(self, prompt: str | Rows, *, tokens: int, temperature: float, draw: torch.Generator) -> Iterator[str]:
         """Continue a prompt, plain or sealed, or as much of its end as leaves room; at 0 the likeliest."""
         kind = "input_ids" if isinstance(prompt, str) else "inputs_embeds"
-        given = self._batch(prompt) if isinstance(prompt, str) else self._opened(prompt)
-        given = given[:, -max(self.reach - tokens, 1) :]
-        past, told = None, ""
-        made: list[int] = []
+        given = self.given(prompt)[None, -max(self.reach - tokens, 1) :]
+        spelling = Spelling(self.tokenizer, self.ids(prompt) if isinstance(prompt, str) else [self.end])
+        past, taste = None, Taste(draw, temperature)
         for _ in range(min(tokens, self.reach - given.shape[1])):
             out = self.network(**{kind: given}, past_key_values=past, use_cache=True)
-            past, logits = out.past_key_values, out.logits[0, -1].float().cpu()
-            token = choose(logits, temperature, draw)
+            past, (token,) = out.past_key_values, choose(out.logits[:, -1].float(), [taste])
+            if token < 0:
+                raise BackboneError(f"text: under this adapter '{self.name}' makes numbers that are not finite")
             if token == self.end:
-                return
-            made.append(token)
-            text = self.tokenizer.decode(made)
-            if not text.endswith("\ufffd"):  # half a character: wait for the rest
-                yield text[len(told) :]
-                told = text
+                break
+            if text := spelling.add(token):
+                yield text
             kind, given = "input_ids", torch.tensor([[token]], device=given.device)
+        if text := spelling.rest():
+            yield text
 
     def _opened(self, sealed: Rows) -> Tensor:
-        """The states of a sealed prompt, as a batch of one, if this model can read them."""
-        like, states = self._embedded(self._batch("")), sealed.get("states", torch.empty(0))
-        if states.dim() != 2 or not len(states) or states.shape[1] != like.shape[2] or not states.isfinite().all():
-            wish = f"a row of {like.shape[2]} finite numbers for each token"
+        """The states of a sealed prompt, if this model can read them."""
+        like, states = self.embedded(self.given("")), sealed.get("states", torch.empty(0))
+        if states.dim() != 2 or not len(states) or states.shape[1] != like.shape[1] or not states.isfinite().all():
+            wish = f"a row of {like.shape[1]} finite numbers for each token"
             raise BackboneError(f"sealed prompt: wanted {wish}, came {tuple(states.shape)}; seal it for this backbone")
-        return states[None].to(like)
-
-
-def choose(logits: Tensor, temperature: float, draw: torch.Generator) -> int:
-    """One token by its logits."""
-    if temperature <= 0 or math.isinf(logits.max().item()):
-        return int(logits.argmax())
-    return int(torch.multinomial((logits / temperature).softmax(0), 1, generator=draw))
+        return states.to(like)

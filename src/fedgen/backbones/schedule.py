@@ -22,6 +22,7 @@ class Schedule:
     time: Tensor
     weight: Tensor
     asked: Ask
+    clean: Ask
 
     def noised(self, clean: Tensor, noise: Tensor, at: Tensor) -> tuple[Tensor, Tensor]:
         """Pictures with the noise of their times, and what the network should say of them."""
@@ -29,12 +30,23 @@ class Schedule:
         signal, sigma = self.signal.to(clean)[at].view(shape), self.sigma.to(clean)[at].view(shape)
         return signal * clean + sigma * noise, self.asked(signal, sigma, clean, noise)
 
+    def cleaned(self, noisy: Tensor, time: Tensor, said: Tensor) -> Tensor:
+        """The pictures behind the noise, if what the network said at this time of its own were the truth."""
+        at = (self.time - time.to(self.time)).abs().argmin()
+        return self.clean(self.signal[at].to(noisy), self.sigma[at].to(noisy), noisy, said)
+
 
 ASKED: dict[str, Ask] = {
     "epsilon": lambda signal, sigma, clean, noise: noise,
     "sample": lambda signal, sigma, clean, noise: clean,
     "v_prediction": lambda signal, sigma, clean, noise: signal * noise - sigma * clean,
     "flow_prediction": lambda signal, sigma, clean, noise: noise - clean,
+}
+CLEAN: dict[str, Ask] = {  # signal, sigma, noisy, what is predicted -> clean
+    "epsilon": lambda signal, sigma, noisy, said: (noisy - sigma * said) / signal,
+    "sample": lambda signal, sigma, noisy, said: said,
+    "v_prediction": lambda signal, sigma, noisy, said: signal * noisy - sigma * said,
+    "flow_prediction": lambda signal, sigma, noisy, said: noisy - sigma * said,
 }
 # A miss of what is asked, squared, times this is the squared miss of the clean picture.
 SEEN: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
@@ -55,7 +67,7 @@ def schedule_of(scheduler: Any, weighting: Weighting, gamma: float) -> Schedule:
     ratio = (signal / sigma).square().clamp(max=gamma)
     weight = torch.ones_like(sigma) if weighting == "own" else ratio * SEEN[kind](signal, sigma)
     weight = weight.nan_to_num(1.0)  # of noise alone that is asked for the noise: 0 times infinity, and 1 in the limit
-    return Schedule(signal.float(), sigma.float(), time.float(), weight.float(), ASKED[kind])
+    return Schedule(signal.float(), sigma.float(), time.float(), weight.float(), ASKED[kind], CLEAN[kind])
 
 
 def _kind(scheduler: Any) -> str:

@@ -44,8 +44,10 @@ class Card:
     metrics: Mapping[str, float] = field(default_factory=dict)
 
 
-def save_bundle(folder: Path, tree: Tree, card: Card, *, component: str = "") -> Card:
-    """Save an adapter as a folder; images want a `component` (unet, transformer)."""
+def save_bundle(
+    folder: Path, tree: Tree, card: Card, *, component: str = "", beside: Mapping[str, bytes] | None = None
+) -> Card:
+    """Save an adapter as a folder, with more files `beside` it; images want a `component` (unet, transformer)."""
     if card.kind not in ("text", "image") or (card.kind == "image") != bool(component):
         raise StoreError(f"{folder}: wanted kind text, or image with a component, came {card.kind} and '{component}'")
     try:
@@ -58,7 +60,7 @@ def save_bundle(folder: Path, tree: Tree, card: Card, *, component: str = "") ->
     files = {CONFIG: _dump(config), WEIGHTS: pack(tree, {"format": "pt"}), CARD: _dump(_card_out(card))}
     if component:
         files[DIFFUSERS] = _diffusers(tree, config, component)
-    save_folder(folder, files)
+    save_folder(folder, files | dict(beside or {}))
     return card
 
 
