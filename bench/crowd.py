@@ -24,6 +24,7 @@ EXAMPLE = Path(__file__).parents[1] / "examples" / "first.toml"
 PROMPT = "def read(path, encoding):\n    "
 USERS, ASKED, TOKENS = (1, 8, 32), 48, 32
 QUEUE, TIMES, SECONDS = 16, 4, 60.0
+GROWTH, SLOWER = 1.05, 2.0  # of memory while it lasts, and of the first token afterwards: more is a fault
 
 
 @dataclass
@@ -180,6 +181,11 @@ def overload(quick: bool) -> dict[str, Any]:
         after, _ = crowd(port, ["global"], 1, lambda turn: turn < 12)
     if set(seen.answers) - {"200", "429"} or after.answers != Counter({"200": 12}):
         raise SystemExit(f"overload: something broke: {seen.answers}, afterwards {after.answers}")
+    early, late = max(memory[: max(2, len(memory) // 3)]), memory[-1]
+    if not quick and late > GROWTH * early:
+        raise SystemExit(f"overload: memory grew from {early / 1e6:.0f} to {late / 1e6:.0f} MB while it lasted")
+    if statistics.median(after.first) > SLOWER * statistics.median(before.first):
+        raise SystemExit(f"overload: slow afterwards: {milliseconds(before.first)}, then {milliseconds(after.first)}")
     return {
         "users": TIMES * QUEUE, "queue": QUEUE, "seconds": round(took), **told(seen, took),
         "memory_mb": [round(size / 1e6) for size in memory],

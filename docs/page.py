@@ -9,7 +9,7 @@ import sys
 import tempfile
 from pathlib import Path
 
-from fedgen.serve.api import LOOPBACK, Door, Server
+from fedgen.serve.api import LOOPBACK, Door, Server, listening
 from fedgen.serve.house import open_house
 from fedgen.serve.keys import Keys
 
@@ -33,10 +33,8 @@ def asked(page: Page, url: str) -> None:
     for name in ("cluster-1", "cluster-2"):
         page.click(f"[aria-label='Add {name} to the mixture']")
     for at in range(2):
-        slider = f"document.querySelectorAll('#chosen input[type=range]')[{at}]"
-        page.js(
-            f"(one => {{ one.value = 1; for (const e of ['input', 'change']) one.dispatchEvent(new Event(e)) }})({slider})"
-        )
+        slid = "one.value = 1; one.dispatchEvent(new Event('input')); one.dispatchEvent(new Event('change'))"
+        page.js(f"(one => {{ {slid} }})(document.querySelectorAll('#chosen input[type=range]')[{at}])")
     page.click("#ways label:nth-of-type(2)")
     page.fill("#seed", "7")
     page.click("#lock")
@@ -49,7 +47,7 @@ def asked(page: Page, url: str) -> None:
 def main() -> None:
     """Serve, look, and keep what is seen."""
     text, images = map(Path, sys.argv[1:3])
-    server = Server(open_house([text, images]), Door(Keys({}), open=True, hosts=LOOPBACK), port=0)
+    server = Server(open_house([text, images]), Door(Keys({}), open=True, hosts=LOOPBACK), listening("127.0.0.1", 0))
     server.start()
     try:
         with tempfile.TemporaryDirectory() as profile, Browser.start(Path(profile)) as browser, browser.page() as page:

@@ -275,7 +275,7 @@ def test_a_route_that_cannot_be_taken_is_one_line(clustered_run: Run, tiny_run: 
 
 def test_a_mixture_that_cannot_be_made_is_one_line(clustered_run: Run, tmp_path: Path) -> None:
     for text, came in (
-        ("cluster-1=0.5,cluster-9=0.5", "has no adapter 'cluster-9'; it has cluster-2, cluster-1, "),
+        ("cluster-1=0.5,cluster-9=0.5", "has no adapter 'cluster-9'; it has cluster-1, cluster-2, "),
         ("cluster-1=half", "no finite weight of 'cluster-1'"),
         ("cluster-1=0.5,cluster-1=0.5", "names 'cluster-1' twice"),
         ("cluster-1 until 0.5 then cluster-2", "take turns between the steps of a picture alone"),

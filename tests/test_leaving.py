@@ -29,6 +29,7 @@ from fedgen.records import Tree
 from fedgen.sample import compact, mixture
 from fedgen.store import load_bundle, save_bundle
 from fedgen.store.kohya import VERSIONS, kohya
+from fedgen.tree import digest
 
 CLOSE = 1e-5
 IDS = torch.randint(0, 290, (2, 9), generator=torch.Generator().manual_seed(1))
@@ -225,6 +226,62 @@ def test_two_names_for_one_folder_are_refused_before_anything_is_written(words: 
     assert not (tmp_path / "out").exists()
 
 
+def held(folder: Path) -> dict[str, bytes]:
+    """Everything in a folder."""
+    return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
+def test_all_does_not_stand_beside_what_was_there(words: Run, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    first = called(words.folder, "--all", "--with", "client/ann", "--to", out)
+    assert first.exit_code == 0, first.output
+    before = held(out)
+    for also in ([], ["--with", "client/bob"]):
+        said = called(words.folder, "--all", *also, "--to", out)
+        assert isinstance(said.exception, StoreError)
+        remedy = "which would be lost; take it out or choose another folder"
+        assert str(said.exception) == f"{out}: holds 'client-ann', {remedy}"
+        assert held(out) == before
+    assert called(words.folder, "--all", "--with", "client/ann", "--with", "client/bob", "--to", out).exit_code == 0
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["out"]
+    (out / "global" / "mine.txt").write_text("mine")
+    before = held(out)
+    with pytest.raises(StoreError, match=r"holds 'global/mine.txt', which would be lost"):
+        leave_all(words, out, also=["client/ann", "client/bob"])
+    assert held(out) == before
+
+
+def test_all_is_written_whole_or_not_at_all(words: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    leave_all(words, tmp_path / "there")
+    before = held(tmp_path / "there")
+    real = fedgen.leaving.write_whole
+
+    def full(path: Path, raw: bytes) -> None:
+        real(path, raw)
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("fedgen.leaving.write_whole", full)  # the page, which is written last
+    for name in ("there", "new"):
+        with pytest.raises(StoreError, match=rf"{name}: cannot be written \(.*No space left on device\); make room"):
+            leave_all(words, tmp_path / name, rank=8)
+    assert [path.name for path in tmp_path.iterdir()] == ["there"]
+    assert held(tmp_path / "there") == before
+
+
+def test_a_place_that_cannot_be_a_folder_of_its_own_is_refused(
+    words: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "file").write_text("mine")
+    with pytest.raises(StoreError, match="file: wanted a folder, came a file; choose another"):
+        leave_all(words, tmp_path / "file")
+    (tmp_path / "here").mkdir()
+    monkeypatch.chdir(tmp_path / "here")
+    for place in (".", "..", str(tmp_path / "here")):
+        with pytest.raises(StoreError, match="is where you are, and a folder is written as one; name a new one"):
+            leave_all(words, Path(place))
+    assert held(tmp_path) == {"file": b"mine"}
+
+
 # ---- kohya
 
 
@@ -309,7 +366,8 @@ def test_transformers_reads_a_merged_model_that_says_what_the_bank_says(
     text = "client/ann=0.7,client/bob=0.7"
     said = called(words.folder, "--mix", text, "--as", "merged", "--to", tmp_path / "model")
     assert said.exit_code == 0, said.output
-    assert f"{tmp_path}/model: rank 8, content" in said.stdout
+    assert f"{tmp_path}/model: a whole model, content" in said.stdout
+    assert "rank" not in said.stdout
     model: Any = AutoModelForCausalLM.from_pretrained(tmp_path / "model")
     wanted, bare = banked(words, text, logits)
     assert gap(logits(model), wanted) < CLOSE
@@ -362,6 +420,7 @@ def test_diffusers_reads_a_merged_folder_that_draws_what_the_bank_draws(
     again: Any = Diffusion(str(tmp_path / "model"), device="cpu").load()
     assert gap(said(again.network), wanted) < CLOSE
     files = {path.relative_to(tmp_path / "model") for path in (tmp_path / "model").rglob("*") if path.is_file()}
+    files.remove(Path(README))
     assert files == {path.relative_to(pipelines[kind]) for path in pipelines[kind].rglob("*") if path.is_file()}
     changed = {str(at) for at in files if (tmp_path / "model" / at).read_bytes() != (pipelines[kind] / at).read_bytes()}
     apart = "" if kind == "ddpm" else f"{backbone.component}/"
@@ -370,12 +429,56 @@ def test_diffusers_reads_a_merged_folder_that_draws_what_the_bank_draws(
     assert str(pipelines[kind]) not in (tmp_path / "model" / apart / "config.json").read_text()
 
 
+def test_a_whole_model_says_what_is_in_it_and_nothing_of_the_bare_backbone(
+    words: Run, drawn: Callable[[str], Run], tmp_path: Path
+) -> None:
+    run = drawn("pixart")
+    source = Path(shutil.copytree(run.plan.backbone.source, tmp_path / "pixart"))
+    spoken = [README, "samples.png", "samples.json", "training.json", "transformer/README.md", "notes/a.txt", ".git/b"]
+    for name in spoken:
+        (source / name).parent.mkdir(exist_ok=True)
+        (source / name).write_text("of the bare backbone")
+    moved = Run(Path(shutil.copytree(run.folder, tmp_path / "run")))
+    plan = moved.folder / "plan.toml"
+    plan.write_text(plan.read_text().replace(str(run.plan.backbone.source), str(source)))
+    leave(moved, "client/0", tmp_path / "picture", form=Form.merged)
+    left = {str(path.relative_to(tmp_path / "picture")) for path in (tmp_path / "picture").rglob("*")}
+    assert left & set(spoken) == {README}
+    assert {"model_index.json", "transformer/config.json", "tokenizer/tokenizer.json", "scheduler"} <= left
+    assert "of the bare backbone" not in (tmp_path / "picture" / README).read_text()
+
+    said = leave(words, "client/ann=0.7,client/bob=0.25", tmp_path / "text", form=Form.merged)
+    page = (tmp_path / "text" / README).read_text()
+    for name, weight in (("client/ann", "0.7"), ("client/bob", "0.25")):
+        tree, card = words.adapter(name)
+        assert f"| {name} | {weight} | {card.round} | `{digest(tree)[:12]}` |" in page
+    facts = words.facts
+    assert f"# A whole model of the run '{words.folder.name}'" in page
+    assert f"`{Path(words.plan.backbone.source).name}` (content `{facts['backbone_hash'][:12]}`)" in page
+    assert f"sum has the content `{said.card.hash[:12]}`." in page
+    assert str(tmp_path) not in page
+    narrow = leave(words, "client/ann=0.7,client/bob=0.25", tmp_path / "narrow", form=Form.merged, rank=2)
+    assert f"cost {narrow.lost:.2%} of its energy" in (tmp_path / "narrow" / README).read_text()
+
+
+def test_the_page_of_many_whole_models_has_no_rank(words: Run, tmp_path: Path) -> None:
+    for _ in range(2):  # the second time over the first
+        found = leave_all(words, tmp_path / "out", also=["client/ann"], form=Form.merged)
+    page = (tmp_path / "out" / README).read_text()
+    assert "| folder | adapter | round | content |" in page
+    for left in found:
+        row = f"| `{left.path.name}` | {left.name} | {left.card.round} | `{left.card.hash[:12]}` |"
+        assert row in page
+        assert (left.path / "model.safetensors").is_file()
+        assert f"| {left.name} | 1 | " in (left.path / README).read_text()
+
+
 def test_a_whole_model_is_written_whole_or_not_at_all(
     words: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     (tmp_path / "full").mkdir()
     (tmp_path / "full" / "mine.txt").write_text("mine")
-    with pytest.raises(StoreError, match="full: wanted a new or an empty folder for a whole model; choose another"):
+    with pytest.raises(StoreError, match=r"full: holds 'mine.txt', which would be lost; take it out or choose another"):
         leave(words, "global", tmp_path / "full", form=Form.merged)
 
     def full(*_: object, **__: object) -> None:
@@ -464,9 +567,23 @@ def test_a_form_that_does_not_fit_is_refused_and_writes_nothing(
     ):
         with pytest.raises(StoreError, match=said):
             leave(run, "global", tmp_path / "out", form=form)
-    with pytest.raises(StoreError, match="has no adapter 'client/zoe'"):
-        leave_all(words, tmp_path / "out", also=["client/zoe"])
-    assert not list(tmp_path.glob("out/client*"))
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_name_that_is_not_there_is_found_before_anything_is_written(
+    words: Run, drawn: Callable[[str], Run], tmp_path: Path
+) -> None:
+    for run, forms in ((words, (Form.peft, Form.merged, Form.gguf)), (drawn("stable"), (Form.kohya,))):
+        for form in forms:
+            with pytest.raises(StoreError, match="has no adapter 'client/zoe'"):
+                leave_all(run, tmp_path / "out", also=["client/zoe"], form=form)
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("name", ["client/zoe", "client/bo", "annn", "x"])
+def test_the_names_there_are_come_in_one_order_whatever_was_asked(name: str, words: Run, tmp_path: Path) -> None:
+    with pytest.raises(StoreError, match=f"; it has {', '.join(words.adapters())}$"):
+        leave_all(words, tmp_path / "out", also=[name])
 
 
 def test_flags_that_do_not_fit_each_other_are_refused(words: Run, tmp_path: Path) -> None:

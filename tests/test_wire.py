@@ -144,6 +144,9 @@ def test_what_is_no_sealed_prompt_of_this_backbone_is_refused(
         unseal(tree.pack({"states": torch.zeros(2, 32)}), writer, "note.safetensors")
     with pytest.raises(TreeError, match="wanted whole safetensors"):
         unseal(raw[:-5], writer, "note.safetensors")
+    header = b'{"states":{"dtype":"F8_E8M0","shape":[1],"data_offsets":[0,1]}}'
+    with pytest.raises(TreeError, match="wanted whole safetensors"):  # of numbers that torch's reader does not know
+        unseal(len(header).to_bytes(8, "little") + header + b"\0", writer, "note.safetensors")
     with pytest.raises(DataError, match="came a blank one"):
         seal("  ", writer)
     with pytest.raises(BackboneError, match="reads no prompts"):
@@ -157,3 +160,24 @@ def test_what_is_no_sealed_prompt_of_this_backbone_is_refused(
             list(writer.write({"states": states}, tokens=2, temperature=0, draw=torch.Generator()))
     with pytest.raises(BackboneError, match="sealed prompt: wanted finite"):
         painter.paint([unseal(raw, writer, "x")], [torch.Generator()], steps=1)
+
+
+@pytest.mark.parametrize("kind", ["float8_e4m3fn", "complex64", "int64", "bool", "float32", "float16", "bfloat16"])
+def test_a_sealed_prompt_is_numbers_that_can_be_read(
+    kind: str, writer: LanguageBackbone, denoisers: dict[str, DiffusionBackbone]
+) -> None:
+    for backbone, part in ((writer, "states"), (denoisers["pixart"], "text")):
+        states, notes = tree.unpack(seal("every round", backbone))
+        raw = tree.pack(states | {part: states[part].to(getattr(torch, kind))}, notes)
+        if kind in ("float32", "float16", "bfloat16"):
+            assert unseal(raw, backbone, "x")[part].dtype == getattr(torch, kind)
+            continue
+        with pytest.raises(BackboneError, match=f"^x: wanted '{part}' in float32, float16 or bfloat16, came {kind}; "):
+            unseal(raw, backbone, "x")
+
+
+def test_which_states_of_a_sealed_prompt_are_seen_is_whole_numbers(denoisers: dict[str, DiffusionBackbone]) -> None:
+    states, notes = tree.unpack(seal("every round", denoisers["pixart"]))
+    raw = tree.pack(states | {"seen": states["seen"].to(torch.float8_e4m3fn)}, notes)
+    with pytest.raises(BackboneError, match=r"^x: wanted 'seen' in int64, came float8_e4m3fn; "):
+        unseal(raw, denoisers["pixart"], "x")

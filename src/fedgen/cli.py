@@ -260,7 +260,8 @@ def export(
     )
     for left in found:
         card = left.card
-        said = f"rank {card.rank}" + (f", {left.lost:.2%} of its energy lost" if rank else "")
+        said = "a whole model" if form is Form.merged else f"rank {card.rank}"
+        said += f", {left.lost:.2%} of its energy lost" if rank else ""
         where = f"{left.path}: {said}, content {card.hash[:12]}, made by run {card.run}"
         out.print(where, soft_wrap=True, markup=False)
     if shared and form is Form.peft and not found[0].component:

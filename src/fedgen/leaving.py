@@ -13,10 +13,10 @@ from transformers import AutoConfig
 from fedgen import lora
 from fedgen.backbones.language import EMBEDDED, locate
 from fedgen.errors import BackboneError, StoreError
-from fedgen.merging import merge
+from fedgen.merging import merge, whole
 from fedgen.records import Tree
 from fedgen.run import Run
-from fedgen.sample import compact, one_mixture
+from fedgen.sample import BARE, Mixture, compact, one_mixture
 from fedgen.store import Card, save_bundle, write_whole
 from fedgen.store.kohya import kohya
 from fedgen.tree import digest
@@ -37,10 +37,11 @@ class Form(StrEnum):
 
 @dataclass(frozen=True)
 class Left:
-    """An adapter on its way out; `lost` is the share of its energy that a narrower rank has cost."""
+    """An adapter on its way out, made of `parts`; `lost` is the share of its energy that a narrower rank has cost."""
 
     run: Run
     name: str
+    parts: Mixture
     tree: Tree
     card: Card
     lost: float
@@ -49,19 +50,12 @@ class Left:
     @property
     def component(self) -> str:
         """Which part of an image pipeline it changes; none for text."""
-        return str(self.run.facts.get("component", ""))
+        return _component(self.run)
 
 
 def leave(run: Run, name: str, to: Path, *, form: Form = Form.peft, rank: int = 0) -> Left:
     """Write one adapter, or a mixture as one; `rank` makes it so wide, as near as can be."""
-    mixed = one_mixture(run, name)
-    if form is Form.merged and list(mixed.values()) == [1.0]:
-        found, card = run.adapter(next(iter(mixed)))
-        if not card.rank:  # the change of a full model
-            return FORMS[form](Left(run, name, found, card, 0.0, to))
-    found, card, lost = compact(run, mixed, rank)
-    card = replace(card, rank=lora.rank(found), hash=digest(found))
-    return FORMS[form](Left(run, name, found, card, lost, to))
+    return FORMS[form](_found(run, name, to, form, rank))
 
 
 def leave_all(run: Run, to: Path, *, also: Sequence[str] = (), form: Form = Form.peft, rank: int = 0) -> list[Left]:
@@ -70,10 +64,36 @@ def leave_all(run: Run, to: Path, *, also: Sequence[str] = (), form: Form = Form
     names = list(dict.fromkeys([*shared, *also]))
     if len({_word(name) for name in names}) < len(names):
         raise StoreError(f"{to}: two of {', '.join(names)} would be one folder; export one of them by itself")
-    found = [leave(run, name, to if form is Form.kohya else to / _word(name), form=form, rank=rank) for name in names]
-    if form is not Form.kohya:
-        write_whole(to / README, _readme(found, form).encode())
-    return found
+    found = [_found(run, name, to, form, rank) for name in names]  # all of them, before the first is written
+    if form is Form.kohya:
+        return [_kohya(left) for left in found]
+    with whole(to, [README, *map(_word, names)]) as part:
+        made = [FORMS[form](replace(left, path=part / _word(left.name))) for left in found]
+        write_whole(part / README, _readme(made, form).encode())
+    return [replace(left, path=to / left.path.name) for left in made]
+
+
+def _found(run: Run, name: str, to: Path, form: Form, rank: int) -> Left:
+    _refuse_odd(_component(run), form, to)
+    parts = one_mixture(run, name)
+    if form is Form.merged and list(parts.values()) == [1.0]:
+        found, card = run.adapter(next(iter(parts)))
+        if not card.rank:  # the change of a full model
+            return Left(run, name, parts, found, replace(card, hash=digest(found)), 0.0, to)
+    found, card, lost = compact(run, parts, rank)
+    return Left(run, name, parts, found, replace(card, rank=lora.rank(found), hash=digest(found)), lost, to)
+
+
+def _component(run: Run) -> str:
+    return str(run.facts.get("component", ""))
+
+
+def _refuse_odd(component: str, form: Form, to: Path) -> None:
+    if form is Form.kohya and component != "unet":
+        came = f"came a {component}" if component else "came text"
+        raise StoreError(f"{to}: kohya's spelling is for the UNet of a pipeline, {came}; use --as peft")
+    if form is Form.gguf and component:
+        raise StoreError(f"{to}: llama.cpp writes text, and this run draws pictures; use --as peft or kohya")
 
 
 # ---- the forms
@@ -84,22 +104,19 @@ def _peft(left: Left) -> Left:
 
 
 def _kohya(left: Left) -> Left:
-    if left.component != "unet":
-        came = f"came a {left.component}" if left.component else "came text"
-        raise StoreError(f"{left.path}: kohya's spelling is for the UNet of a pipeline, {came}; use --as peft")
     path = left.path / f"{left.run.folder.resolve().name}-{_word(left.name)}.safetensors"
     write_whole(path, kohya(left.tree, left.card.backbone, path.stem))
     return replace(left, path=path)
 
 
 def _merged(left: Left) -> Left:
-    merge(left.run, left.tree, left.path)
+    with whole(left.path) as part:
+        merge(left.run, left.tree, part)
+        write_whole(part / README, _inside(left).encode())
     return left
 
 
 def _gguf(left: Left) -> Left:
-    if left.component:
-        raise StoreError(f"{left.path}: llama.cpp writes text, and this run draws pictures; use --as peft or kohya")
     recipe = {RECIPE: _recipe(left).encode()}
     return replace(left, card=save_bundle(left.path, left.tree, left.card, beside=recipe))
 
@@ -153,10 +170,10 @@ def _modules(found: Sequence[Left], root: Path) -> str:
 
 def _readme(found: Sequence[Left], form: Form) -> str:
     card, name = found[0].card, found[0].run.folder.resolve().name
-    say = {Form.merged: "a whole model", Form.gguf: f"a bundle, with its {RECIPE}"}
+    say = {Form.merged: f"a whole model, with its {README}", Form.gguf: f"a bundle, with its {RECIPE}"}
     what = say.get(form, "a bundle that PEFT and others read unchanged")
     rows = "\n".join(
-        f"| `{left.path.name}` | {left.name} | {left.card.round} | {left.card.rank} | `{left.card.hash[:12]}` |"
+        f"| `{left.path.name}` | {left.name} | {left.card.round} |{_wide(left, form)} `{left.card.hash[:12]}` |"
         for left in found
     )
     how = "" if form is Form.merged else _for_pictures(found[0]) if found[0].component else _for_text(found)
@@ -164,10 +181,35 @@ def _readme(found: Sequence[Left], form: Form) -> str:
 
 Each folder is {what}, made on the backbone `{card.backbone}` (content `{card.backbone_hash[:12]}`).
 
-| folder | adapter | round | rank | content |
-|---|---|---|---|---|
+| folder | adapter | round |{"" if form is Form.merged else " rank |"} content |
+|---|---|---|{"" if form is Form.merged else "---|"}---|
 {rows}
 {how}"""
+
+
+def _wide(left: Left, form: Form) -> str:
+    return "" if form is Form.merged else f" {left.card.rank} |"  # a whole model has no rank
+
+
+def _inside(left: Left) -> str:
+    card, run = left.card, left.run.folder.resolve().name
+    cards = {name: left.run.adapter(name) for name in left.parts if name != BARE}  # the backbone adds nothing
+    rows = "\n".join(
+        f"| {name} | {left.parts[name]:g} | {own.round} | `{digest(tree)[:12]}` |"
+        for name, (tree, own) in cards.items()
+    )
+    lost = f"{left.lost:.2%}"
+    less = "" if lost == "0.00%" else f" A narrower rank has cost {lost} of its energy."
+    return f"""# A whole model of the run '{run}'
+
+The backbone `{card.backbone}` (content `{card.backbone_hash[:12]}`) with these in its weights, each with its weight:
+
+| adapter | weight | round | content |
+|---|---|---|---|
+{rows}
+
+Their sum has the content `{card.hash[:12]}`.{less} What was measured of the backbone alone does not hold here.
+"""
 
 
 def _for_text(found: Sequence[Left]) -> str:

@@ -2,7 +2,7 @@
 
 import os
 import shutil
-from collections.abc import Iterator
+from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
@@ -16,7 +16,7 @@ from transformers.pytorch_utils import Conv1D
 
 from fedgen import lora
 from fedgen.backbones import Diffusion, Language
-from fedgen.backbones.folder import located
+from fedgen.backbones.folder import INDEX, index_of, located, named
 from fedgen.backbones.language import locate
 from fedgen.backbones.quiet import silence
 from fedgen.errors import StoreError
@@ -24,46 +24,49 @@ from fedgen.records import Tree
 from fedgen.run import Run
 
 WEIGHTS = "diffusion_pytorch_model"  # how the files of a diffusers network begin
+ALONE = (INDEX, "config.json", "scheduler_config.json")  # beside the parts' folders; early folders have one level
 KINDS = {"F32": torch.float32, "BF16": torch.bfloat16, "F16": torch.float16}
 
 
 def merge(run: Run, found: Tree, to: Path) -> None:
-    """Write a new folder: a transformers model with its tokenizer, or the whole diffusers folder.
+    """Write into a folder: a transformers model with its tokenizer, or the parts of a diffusers folder.
 
     The weights keep the backbone's own precision; what was trained on a quantised one is added to the full one.
     """
     source = run.plan.backbone
-    with _whole(to) as part, silence():
+    with silence():
         if isinstance(source, Language):
-            _language(run, replace(source, device="cpu", dtype="float32", bits=16), found, part)
+            _language(run, replace(source, device="cpu", dtype="float32", bits=16), found, to)
         elif isinstance(source, Diffusion):
-            _diffusion(run, replace(source, device="cpu", dtype="float32"), found, part)
+            _diffusion(run, replace(source, device="cpu", dtype="float32"), found, to)
 
 
-def _language(run: Run, settings: Language, found: Tree, part: Path) -> None:
+def _language(run: Run, settings: Language, found: Tree, to: Path) -> None:
     backbone: Any = settings.load()
     _refuse_another(run, backbone.hash)
     add(backbone.network, found)
     where, local = locate(settings.source)
     own = AutoConfig.from_pretrained(where, local_files_only=local).dtype or torch.float32
-    backbone.network.to(own).save_pretrained(part)
-    backbone.tokenizer.save_pretrained(part)
+    backbone.network.to(own).save_pretrained(to)
+    backbone.tokenizer.save_pretrained(to)
 
 
-def _diffusion(run: Run, settings: Diffusion, found: Tree, part: Path) -> None:
+def _diffusion(run: Run, settings: Diffusion, found: Tree, to: Path) -> None:
     backbone: Any = settings.load()
     _refuse_another(run, backbone.hash)
     add(backbone.network, found)
     folder = located(settings.source)
-    apart = (folder / backbone.component).is_dir()  # early folders have one level
+    apart = (folder / backbone.component).is_dir()
     here = folder / backbone.component if apart else folder
-
-    def left(at: str, names: list[str]) -> list[str]:
-        return [name for name in names if Path(at) == here and name.startswith(WEIGHTS)]
-
-    shutil.copytree(folder, part, ignore=left, dirs_exist_ok=True)
+    index = index_of(folder)
+    for part in folder.iterdir():
+        if part.name in ALONE:
+            shutil.copyfile(part, to / part.name)
+        elif part.is_dir() and named(index, part.name)[0]:
+            ours = f"{WEIGHTS}*" if part == here else ""
+            shutil.copytree(part, to / part.name, ignore=shutil.ignore_patterns("README*", ours))
     backbone.network.register_to_config(_name_or_path=backbone.name)  # or it would be a path of this machine
-    backbone.network.to(_kind(here)).save_pretrained(part / backbone.component if apart else part)
+    backbone.network.to(_kind(here)).save_pretrained(to / backbone.component if apart else to)
 
 
 def _kind(folder: Path) -> torch.dtype:
@@ -107,22 +110,44 @@ def _refuse_tied(network: nn.Module, path: str, layer: Any) -> None:
             raise StoreError(f"merge: '{path}' shares its weight with '{name}', which would change too; use --as peft")
 
 
+# ---- a folder as one
+
+
 @contextmanager
-def _whole(folder: Path) -> Iterator[Path]:
-    """A new folder, which is there when all of it is, and not before."""
-    part = folder.with_name(f".{folder.name}.part")
-    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
-        raise StoreError(f"{folder}: wanted a new or an empty folder for a whole model; choose another")
+def whole(folder: Path, anew: Collection[str] = ()) -> Iterator[Path]:
+    """A folder that is there when all of it is, and not before; one of what comes `anew` alone gives way."""
+    place = folder.resolve()
+    part, old = (place.with_name(f".{place.name}.{end}") for end in ("part", "old"))
+    _refuse_to_lose(folder, "*", lambda at: at.name in anew)
     try:
         shutil.rmtree(part, ignore_errors=True)
         part.mkdir(parents=True)
         yield part
-        for path in part.rglob("*"):
-            if path.is_file():
-                with path.open("rb") as file:
-                    os.fsync(file.fileno())
-        part.replace(folder)
+        _refuse_to_lose(folder, "**/*", lambda at: (part / at).exists())
+        _sync(part)
+        if place.exists():
+            shutil.rmtree(old, ignore_errors=True)
+            place.rename(old)
+        part.rename(place)
+        shutil.rmtree(old, ignore_errors=True)
     except (OSError, SafetensorError) as error:
         raise StoreError(f"{folder}: cannot be written ({error}); make room or choose another folder") from error
     finally:
         shutil.rmtree(part, ignore_errors=True)
+
+
+def _refuse_to_lose(folder: Path, which: str, comes: Callable[[Path], bool]) -> None:
+    if Path.cwd().is_relative_to(folder.resolve()):
+        raise StoreError(f"{folder}: is where you are, and a folder is written as one; name a new one")
+    if folder.exists() and not folder.is_dir():
+        raise StoreError(f"{folder}: wanted a folder, came a file; choose another")
+    for path in sorted(folder.glob(which)):
+        if not comes(at := path.relative_to(folder)):
+            raise StoreError(f"{folder}: holds '{at}', which would be lost; take it out or choose another folder")
+
+
+def _sync(folder: Path) -> None:
+    for path in folder.rglob("*"):
+        if path.is_file():
+            with path.open("rb") as file:
+                os.fsync(file.fileno())

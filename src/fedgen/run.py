@@ -119,7 +119,9 @@ class Run:
         if not (self.folder / ADAPTERS / name).is_dir() or not name:
             names = self.adapters()
             near = get_close_matches(name, names, 8, 0.0)
-            shown = ", ".join(near) + (f", ... ({len(names)} in all)" if len(names) > len(near) else "")
+            shown = ", ".join(each for each in names if each in near) + (
+                f", ... ({len(names)} in all)" if len(names) > len(near) else ""
+            )
             if name.startswith("client/") and "fleet" in self.facts.get("where", ""):
                 shown += "; a client's own is on its device, where `fedgen fleet export` takes it out"
             none = f"none before its end: go on with `fedgen resume {self.folder}`"

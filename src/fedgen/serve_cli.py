@@ -9,15 +9,16 @@ from rich.console import Console
 
 from fedgen.errors import ServeError
 from fedgen.report.wording import counted, size
-from fedgen.serve.api import LOOPBACK, Door, Server
+from fedgen.serve.api import LOOPBACK, Door, Server, listening
 from fedgen.serve.house import House, Limits, open_house
-from fedgen.serve.keys import ALL, Keys, Who, add_key, new_key
+from fedgen.serve.keys import ALL, Keys, KeysFile, Who, add_key, new_key
+from fedgen.store import write_whole
 
 out = Console(highlight=False, soft_wrap=True)
 HOMES = ("127.0.0.1", "::1", "localhost")
 ANYONE = Limits()
 
-KeysFile = Annotated[Path | None, typer.Option(help="Who may ask: the file that `fedgen key` writes.")]
+KeysOption = Annotated[Path | None, typer.Option(help="Who may ask: the file that `fedgen key` writes.")]
 
 
 class Prompts(StrEnum):
@@ -31,7 +32,7 @@ def serve(
     runs: Annotated[list[Path], typer.Argument(metavar="RUN...", help="Runs' folders, of text, of images or both.")],
     host: Annotated[str, typer.Option(help="Where to listen; beyond this machine only with --keys.")] = HOMES[0],
     port: Annotated[int, typer.Option(min=0, max=65535, help="0: any that is free.")] = 8000,
-    keys: KeysFile = None,
+    keys: KeysOption = None,
     hand: Annotated[
         list[str], typer.Option(metavar="CLIENT", help="Whose personal adapter was handed over; may be repeated.")
     ] = [],  # noqa: B006  typer reads the default, nobody changes it
@@ -61,13 +62,16 @@ def serve(
     home = host in HOMES
     if keys is None and not home:
         raise ServeError(f"--host {host}: others can reach it, and it wants --keys; write a file with `fedgen key`")
-    limits = Limits(texts, pictures, queue, slots, rank, length, margin=margin)
-    house = open_house(runs, handed=hand, plain=prompts is Prompts.accept, limits=limits, tell=_say)
-    known, secret = (Keys.read(keys), "") if keys else _own_key()
-    hosts = (*LOOPBACK, *name) if home or name else ()
+    if adapters is not None and not adapters.is_dir():
+        raise ServeError(f"--adapters {adapters}: wanted a folder, came none; make it, or leave it out")
+    known, secret = (KeysFile(keys), "") if keys else _own_key()
+    hosts = (*LOOPBACK, host, *name) if home or name else ()
     door = Door(known, open=keys is None, hosts=hosts, origins=tuple(origin), within=adapters)
-    server = Server(house, door, host=host, port=port, patience=patience)
-    server.run(lambda: _greet(house, server.url + (f"/#key={secret}" if secret else "")))
+    limits = Limits(texts, pictures, queue, slots, rank, length, margin=margin)
+    with listening(host, port) as at:  # before anything is loaded
+        house = open_house(runs, handed=hand, plain=prompts is Prompts.accept, limits=limits, tell=_say)
+        server = Server(house, door, at, patience=patience, tell=_say)
+        server.run(lambda: _greet(house, server.url + (f"/#key={secret}" if secret else "")))
 
 
 def key(
@@ -77,9 +81,17 @@ def key(
         list[str], typer.Option(metavar="CLIENT", help="Whose personal adapter it opens; may be repeated.")
     ] = [],  # noqa: B006
     admin: Annotated[bool, typer.Option("--admin", help="It may load, pin, roll back and take out adapters.")] = False,
+    *,
+    to: Annotated[Path | None, typer.Option(help="A new file for it, for your eyes alone, in place of here.")] = None,
 ) -> None:
-    """Add a key and print it, this once; the file holds its hash."""
-    typer.echo(add_key(file, name, users=tuple(user), admin=admin))
+    """Add a key and print it, this once; the file holds its hash. A server that runs knows it at once."""
+    if to is not None and to.exists():
+        raise ServeError(f"--to {to}: is there already, and would be lost; name another file")
+    secret = add_key(file, name, users=tuple(user), admin=admin)
+    if to is None:
+        typer.echo(secret)
+    else:
+        write_whole(to, secret.encode() + b"\n", 0o600)
 
 
 def _own_key() -> tuple[Keys, str]:

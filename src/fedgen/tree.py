@@ -95,7 +95,7 @@ def unpack(raw: bytes, where: str = "message") -> tuple[Tree, dict[str, str]]:
     try:
         found = safetensors.torch.load(raw)
         header = json.loads(raw[8 : 8 + int.from_bytes(raw[:8], "little")])
-    except (SafetensorError, ValueError) as error:
+    except (SafetensorError, ValueError, KeyError) as error:  # the last: a kind of number torch lacks
         raise TreeError(f"{where}: wanted whole safetensors, came {len(raw)} bytes that are not ({error})") from error
     return found, header.get("__metadata__", {})
 

@@ -82,6 +82,21 @@ def test_a_prompt_that_is_too_long_is_refused_or_cut(denoisers: dict[str, Diffus
     assert torch.equal(cut["text"][0], cut["text"][1])
 
 
+@pytest.mark.parametrize("long", ["error", "cut"])
+def test_a_prompt_that_is_far_too_long_is_not_even_read(long: Any, denoisers: dict[str, DiffusionBackbone]) -> None:
+    condition = replace(prompts_of(denoisers["stable"]), tokenizer=_Unread(), long=long)
+    with pytest.raises(
+        DataError, match=r"^prompt 'z{40}\.\.\.': wanted at most 1024 characters, came 1025; shorten it$"
+    ):
+        condition.check(documents("fine", "z" * 1025))  # for 16 tokens
+
+
+class _Unread:
+    """A tokenizer that is never asked."""
+
+    model_max_length = 10**6
+
+
 def test_an_encoder_that_gives_no_numbers(denoisers: dict[str, DiffusionBackbone], pipelines: dict[str, Path]) -> None:
     encoder = CLIPTextModel.from_pretrained(pipelines["stable"] / "text_encoder")
     next(encoder.parameters()).data.fill_(torch.inf)
@@ -98,9 +113,11 @@ def test_classes_are_the_numbers_that_labels_name() -> None:
     assert Classes(10, nothing=False).empty() is None
 
 
-@pytest.mark.parametrize("label", ["", "10", "-1", "cat", "1.0", "²", "٣"])
+@pytest.mark.parametrize("label", ["", "10", "-1", "cat", "1.0", "²", "٣", "9" * 5000])
 def test_a_label_that_is_no_class(label: str) -> None:
-    with pytest.raises(DataError, match=rf"^label '{label}': wanted the number of a class, 0 to 9; name such a label$"):
+    with pytest.raises(
+        DataError, match=rf"^label '{label[:40]}': wanted the number of a class, 0 to 9; name such a label$"
+    ):
         Classes(10, nothing=True).rows([Document("", "", label=label)])
 
 

@@ -27,6 +27,15 @@ def wordwise() -> Any:
     return PreTrainedTokenizerFast(tokenizer_object=made, unk_token="?")
 
 
+@pytest.fixture(scope="module")
+def bytes_in_runs() -> Any:
+    """As Llama's first one spells rare characters: a token a byte, and a run of them is text as a whole or not."""
+    words = {"?": 0} | {f"<0x{byte:02X}>": byte + 1 for byte in range(256)}
+    made = Tokenizer(models.BPE(words, [], unk_token="?", byte_fallback=True))
+    made.decoder = decoders.Sequence([decoders.ByteFallback(), decoders.Fuse()])
+    return PreTrainedTokenizerFast(tokenizer_object=made, unk_token="?")
+
+
 @pytest.mark.parametrize("text", TEXTS)
 @pytest.mark.parametrize("cut", [0, 3])
 def test_piece_by_piece_is_the_whole(bytewise: Any, text: str, cut: int) -> None:
@@ -56,6 +65,31 @@ def test_bytes_that_are_no_character_are_told_as_such_once_they_cannot_become_on
     spelling = Spelling(bytewise, [])
     lead, letter = bytewise("é", add_special_tokens=False)["input_ids"][0], bytewise("x")["input_ids"][0]
     assert [spelling.add(token) for token in (lead, letter)] == ["", "\ufffdx"]
+
+
+def test_bytes_that_never_become_a_character_are_shown_as_they_are(bytewise: Any) -> None:
+    """Neither held back to the end nor read again and again."""
+    spelling, lead = Spelling(bytewise, []), bytewise("é", add_special_tokens=False)["input_ids"][0]
+    pieces = [spelling.add(lead) for _ in range(100)]
+    assert pieces[:8] == ["", "", "", "\ufffd" * 3, "", "", "", "\ufffd" * 4]
+    assert "".join(pieces) == "\ufffd" * 99  # the last may be half of one
+    assert len(spelling._ids) <= FAR + 4
+
+
+def test_a_character_behind_lost_bytes_is_whole(bytewise: Any) -> None:
+    lead, *_ = bytewise("é", add_special_tokens=False)["input_ids"]
+    for lost in range(1, 30):
+        ids = [lead] * lost + bytewise("🙂", add_special_tokens=False)["input_ids"]
+        spelling = Spelling(bytewise, [])
+        assert "".join(spelling.add(token) for token in ids) == "\ufffd" * lost + "🙂"
+
+
+@pytest.mark.parametrize("cut", [0, 1, 3, 20])
+def test_no_character_is_torn_where_bytes_come_in_runs(bytes_in_runs: Any, cut: int) -> None:
+    text = "日本語のテキスト 🙂🙃 and back"
+    before, ids = (bytes_in_runs(part)["input_ids"] for part in (text[:cut], text[cut:]))
+    spelling = Spelling(bytes_in_runs, before)
+    assert "".join(spelling.add(token) for token in ids) == text[cut:]
 
 
 def test_a_word_keeps_the_space_before_it(wordwise: Any) -> None:

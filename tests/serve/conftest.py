@@ -1,5 +1,6 @@
 """A real server for the tests of this folder: uvicorn on a free port, over one tiny run of text and one of pictures."""
 
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from types import SimpleNamespace
@@ -10,7 +11,7 @@ import pytest
 
 import fedgen
 from fedgen import Run
-from fedgen.serve.api import LOOPBACK, Door, Server
+from fedgen.serve.api import LOOPBACK, Door, Server, listening
 from fedgen.serve.house import House, Limits, open_house
 from fedgen.serve.keys import Keys, add_key
 
@@ -63,8 +64,10 @@ def server(house: House, text_run: Run, secrets_of: dict[str, str]) -> Iterator[
     """A server that asks for keys: its `url`, `keys` by name, `house`, and the folder `within` which bundles lie."""
     within = text_run.folder / "adapters"
     door = Door(Keys.read(Path(secrets_of["file"])), hosts=LOOPBACK, within=within)
-    made = Server(house, door, port=0)
+    made = Server(house, door, listening("127.0.0.1", 0))
     made.start()
+    while not house.ready:
+        time.sleep(0.01)
     yield SimpleNamespace(url=made.url, keys=secrets_of, house=house, within=within)
     made.stop()
 

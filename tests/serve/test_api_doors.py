@@ -5,7 +5,7 @@ import contextlib
 import http.client
 import json
 import time
-from collections.abc import Callable
+from collections.abc import AsyncIterator, Callable, Mapping
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -13,7 +13,7 @@ from typing import Any
 import httpx
 import pytest
 
-from fedgen.serve.api import LOOPBACK, Door, app
+from fedgen.serve.api import LOOPBACK, Door, app, hearing, reading, service
 from fedgen.serve.house import House
 from fedgen.serve.keys import Keys
 
@@ -128,10 +128,10 @@ def test_a_fallback_tells_nothing_of_someone_elses_adapter(ask: Ask) -> None:
         ask("POST", "/v1/completions", json=body | {"model": name}, who="ann").json()
         for name in ("user/bob", "user/bub")
     )
-    assert theirs["fedgen"]["models"] == missing["fedgen"]["models"] == ["global"]
+    assert theirs["fedgen"]["models"] == missing["fedgen"]["models"] == ["stories:global"]
     assert theirs["fedgen"]["fallback"].replace("bob", "bub") == missing["fedgen"]["fallback"] != ""
     own = ask("POST", "/v1/completions", json=body | {"model": "user/ann"}, who="ann").json()
-    assert (own["fedgen"]["models"], own["fedgen"]["fallback"]) == (["user/ann"], "")
+    assert (own["fedgen"]["models"], own["fedgen"]["fallback"]) == (["stories:user/ann"], "")
 
 
 def test_monitors_learn_no_names_of_persons(ask: Ask) -> None:
@@ -151,8 +151,10 @@ def test_monitors_learn_no_names_of_persons(ask: Ask) -> None:
 def test_the_server_is_called_by_its_own_names_alone(ask: Ask, host: str, status: int) -> None:
     answer = ask("GET", "/health", who="", headers={"Host": host})
     assert answer.status_code == status
+    assert answer.headers["X-Content-Type-Options"] == "nosniff"
     if status == 400:
         wrong(answer, 400, "unknown_host")
+        assert answer.headers["Cache-Control"] == "no-store"
 
 
 def raw(server: SimpleNamespace, heads: dict[str, str], parts: list[bytes]) -> tuple[int, dict[str, Any], float]:
@@ -185,6 +187,62 @@ def test_a_long_body_in_pieces_is_refused_as_soon_as_it_is_too_long(server: Simp
     assert (status, told["error"]["code"]) == (413, "body_too_large")
 
 
+def test_a_body_that_does_not_come_is_not_waited_for(server: SimpleNamespace, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(reading, "ARRIVAL", 0.1)
+    status, told, seconds = raw(server, {"Content-Length": "10"}, [b"{"])
+    assert (status, told["error"]["message"]) == (408, "body: did not come within 0 s; send it again")
+    assert seconds < 5
+
+
+def test_only_so_many_bodies_are_held_at_once(
+    house: House, secrets_of: dict[str, str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(service, "BODIES", 1)
+    monkeypatch.setattr(service, "WAIT", 0.05)
+    made = app(house, Door(Keys.read(Path(secrets_of["file"])), open=True))
+    heads = {"Content-Type": "application/json"}
+
+    async def main() -> list[httpx.Response]:
+        comes, begun = asyncio.Event(), asyncio.Event()
+
+        async def slow() -> AsyncIterator[bytes]:
+            begun.set()
+            await comes.wait()
+            yield b"{"
+
+        async with httpx.AsyncClient(transport=httpx.ASGITransport(made), base_url="http://127.0.0.1") as client:
+            first = asyncio.create_task(client.post("/v1/completions", content=slow(), headers=heads))
+            await begun.wait()
+            second = await client.post("/v1/completions", content=b"{", headers=heads)
+            comes.set()
+            return [second, await first, await client.post("/v1/completions", content=b"{", headers=heads)]
+
+    second, first, third = asyncio.run(main())
+    wrong(second, 429, "queue_full")
+    assert second.headers["Retry-After"] == "1"
+    assert (first.status_code, third.status_code) == (400, 400)
+
+
+def test_nobody_waits_for_a_reader_who_stops(
+    house: House, secrets_of: dict[str, str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(hearing, "STALLED", 0.05)
+    made = app(house, Door(Keys.read(Path(secrets_of["file"])), open=True))
+    sent: list[str] = []
+
+    async def send(message: Mapping[str, Any]) -> None:
+        sent.append(message["type"])
+        await asyncio.Event().wait()
+
+    async def receive() -> Mapping[str, Any]:
+        await asyncio.sleep(60)
+        return {"type": "http.disconnect"}
+
+    scope = {"type": "http", "method": "GET", "path": "/health", "query_string": b"", "headers": []}
+    asyncio.run(asyncio.wait_for(made(scope, receive, send), 5))
+    assert sent == ["http.response.start"]
+
+
 def test_a_body_is_json(ask: Ask) -> None:
     wrong(ask("POST", "/v1/completions", content=b"{}", headers={"Content-Type": "text/plain"}), 415, None)
     for content in (b"", b"{", b"[" * 100_000, b'{"model": "\\ud800"}', b'{"model": NaN}', b"\xff", b"null", b"[]"):
@@ -215,6 +273,13 @@ def test_the_page_may_load_from_here_alone(ask: Ask) -> None:
     style = ask("GET", "/page/index.html", who="")
     assert style.content == page.content
     assert page.headers["X-Content-Type-Options"] == "nosniff"
+
+
+def test_the_document_is_shown_in_no_other_page(ask: Ask) -> None:
+    policy = ask("GET", "/docs", who="").headers["Content-Security-Policy"]
+    assert "default-src 'none'" in policy
+    assert "frame-ancestors 'none'" in policy
+    assert "script-src" not in policy
 
 
 def test_other_sites_may_ask_only_where_that_is_said(ask: Ask, house: House, secrets_of: dict[str, str]) -> None:

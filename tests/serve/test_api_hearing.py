@@ -146,6 +146,16 @@ def test_who_reads_nothing_for_long_loses_the_rows(monkeypatch: pytest.MonkeyPat
     assert asyncio.run(main())
 
 
+def test_whatever_goes_wrong_after_rows_were_queued_lets_them_go() -> None:
+    async def main() -> list[Job]:
+        made, jobs = heard_of(2)
+        with pytest.raises(ZeroDivisionError), made:
+            1 / 0  # noqa: B018
+        return jobs
+
+    assert [job.gone for job in asyncio.run(main())] == [True, True]
+
+
 def test_a_row_may_tell_when_the_server_has_ended() -> None:
     async def main() -> Job:
         return heard_of(1)[1][0]

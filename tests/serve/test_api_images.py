@@ -4,6 +4,7 @@ import base64
 import io
 import json
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import httpx
@@ -11,6 +12,11 @@ import pytest
 from PIL import Image
 
 from fedgen import encode
+from fedgen.backbones import DiffusionBackbone
+from fedgen.records import Document
+from fedgen.serve.api.asks import ImageAsk
+from fedgen.serve.api.errors import RefusedError
+from fedgen.serve.api.images import _asked
 from fedgen.serve.house import House
 
 Ask = Callable[..., httpx.Response]
@@ -56,7 +62,7 @@ def test_settings_go_by_either_name(ask: Ask) -> None:
 def test_side_by_side_is_each_alone(ask: Ask) -> None:
     models = ["backbone", "global", "backbone until 0.5 then global"]
     together = ask("POST", DRAW, json={"models": models, **{key: BODY[key] for key in ("prompt", "steps", "seed")}})
-    assert [one["model"] for one in together.json()["data"]] == models
+    assert [one["model"] for one in together.json()["data"]] == [f"digits:{model}" for model in models]
     assert {one["seed"] for one in together.json()["data"]} == {7}
     for model, picture in zip(models, pictures(together), strict=True):
         (alone,) = pictures(ask("POST", DRAW, json=BODY | {"model": model}))
@@ -89,7 +95,7 @@ def test_a_stream_shows_every_picture_coming(ask: Ask) -> None:
         assert [said["partial_image_index"] for _, said in own[:-1]] == [0, 1]
         last = own[-1][1]
         assert (last["b64_json"], last["seed"], last["model"]) == (whole["b64_json"], whole["seed"], whole["model"])
-        assert last["fedgen"]["models"] == ["global"]
+        assert last["fedgen"]["models"] == ["digits:global"]
         assert opened(own[0][1]["b64_json"]).tobytes() != opened(last["b64_json"]).tobytes()
 
 
@@ -115,6 +121,20 @@ def test_what_is_not_done_is_refused_by_its_name(ask: Ask, more: dict[str, Any],
     assert answer.status_code == 400, answer.text
     assert answer.json()["error"]["param"] == param
     assert said in answer.json()["error"]["message"]
+
+
+def test_a_label_is_not_asked_of_what_reads_prompts(
+    ask: Ask, house: House, denoisers: dict[str, DiffusionBackbone]
+) -> None:
+    body = {key: value for key, value in BODY.items() if key != "prompt"}
+    for label in ("7", ""):
+        answer = ask("POST", DRAW, json=body | {"label": label})
+        assert (answer.status_code, answer.json()["error"]["param"]) == (400, "label"), answer.text
+    assert "run 'digits' draws by prompt; give a prompt instead" in answer.json()["error"]["message"]
+    classes = replace(house.stands["digits"], backbone=denoisers["dit"])
+    with pytest.raises(RefusedError, match="draws by label; give a label instead"):
+        _asked(classes, ImageAsk(prompt="a seven"))
+    assert _asked(classes, ImageAsk(label="7")) == [Document("", "", prompt="", label="7")]
 
 
 def test_a_text_is_not_asked_of_pictures(ask: Ask) -> None:

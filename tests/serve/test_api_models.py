@@ -1,5 +1,6 @@
 """The lists of models and runs, what an admin does to them, what a monitor reads, and the page of the API."""
 
+import asyncio
 import json
 import math
 import shutil
@@ -14,8 +15,10 @@ from prometheus_client.parser import text_string_to_metric_families
 
 import fedgen
 from fedgen import Run
+from fedgen.serve.api import Door, app
 from fedgen.serve.api.answers import packed
 from fedgen.serve.house import House
+from fedgen.serve.keys import Keys, Who, add_key
 
 Ask = Callable[..., httpx.Response]
 
@@ -145,6 +148,27 @@ def test_a_damaged_bundle_leaves_the_old_one(ask: Ask, server: SimpleNamespace, 
         shutil.rmtree(spoilt)
         shutil.rmtree(other)
         ask("POST", "/v1/unload_lora_adapter", who="admin", json={"lora_name": "stories:kept"})
+
+
+def test_an_admin_loads_nothing_for_somebody_else(
+    house: House, secrets_of: dict[str, str], server: SimpleNamespace, tmp_path: Path
+) -> None:
+    path = tmp_path / "keys.toml"
+    secret = add_key(path, "helper", users=("ann",), admin=True)
+    door = Door(Keys.read(path), within=server.within)
+
+    async def load(name: str) -> httpx.Response:
+        heads = {"Authorization": f"Bearer {secret}"}
+        async with httpx.AsyncClient(transport=httpx.ASGITransport(app(house, door)), base_url="http://here") as client:
+            body = {"lora_name": f"stories:user/{name}", "lora_path": "global"}
+            return await client.post("/v1/load_lora_adapter", json=body, headers=heads)
+
+    before = house.stands["stories"].catalogue.find("user/bob", Who("", frozenset({"bob"})))
+    theirs, missing, own = (asyncio.run(load(name)) for name in ("bob", "bub", "ann"))
+    assert (theirs.status_code, theirs.json()["error"]["code"]) == (403, "not_owner")
+    assert theirs.text.replace("bob", "bub") == missing.text
+    assert "load_inplace" in own.json()["error"]["message"]
+    assert house.stands["stories"].catalogue.find("user/bob", Who("", frozenset({"bob"}))) == before
 
 
 def test_what_all_stand_on_stays(ask: Ask) -> None:

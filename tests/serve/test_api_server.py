@@ -1,6 +1,7 @@
 """A server's end: it takes nothing more, says so, lets rows at work finish, and tells those who wait."""
 
 import json
+import socket
 import sys
 import threading
 import time
@@ -12,7 +13,7 @@ import pytest
 
 from fedgen import Run
 from fedgen.errors import ServeError
-from fedgen.serve.api import Door, Server
+from fedgen.serve.api import Door, Server, listening
 from fedgen.serve.house import House, Limits, open_house
 from fedgen.serve.keys import Keys
 
@@ -24,7 +25,7 @@ def house(text_run: Run) -> House:
 
 @pytest.fixture
 def server(house: House, secrets_of: dict[str, str]) -> Iterator[Server]:
-    made = Server(house, Door(Keys.read(Path(secrets_of["file"])), open=True), port=0, patience=20)
+    made = Server(house, Door(Keys.read(Path(secrets_of["file"])), open=True), listening("127.0.0.1", 0), patience=20)
     made.start()
     yield made
     made.stop()
@@ -74,14 +75,20 @@ def test_a_stream_at_work_comes_to_its_end(server: Server, house: House) -> None
     assert rest[-1] == "data: [DONE]"
 
 
+@pytest.mark.skipif(sys.platform != "linux", reason="the socket's own limit is Linux's alone")
+def test_what_nobody_reads_is_cut_off_by_the_socket() -> None:
+    with listening("127.0.0.1", 0) as made:
+        assert made.getsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT) == 60_000
+
+
 def test_a_port_that_is_taken_is_told(server: Server, house: House) -> None:
     port = int(server.url.rpartition(":")[2])
     with pytest.raises(ServeError, match=f"127.0.0.1:{port}: cannot be listened on .*choose another --port"):
-        Server(house, Door(Keys({})), port=port)
+        listening("127.0.0.1", port)
 
 
 def test_a_server_on_the_newer_loopback_is_called_by_it(house: House) -> None:
-    made = Server(house, Door(Keys({}), open=True, hosts=("[::1]",)), host="::1", port=0)
+    made = Server(house, Door(Keys({}), open=True, hosts=("[::1]",)), listening("::1", 0))
     made.start()
     try:
         assert made.url.startswith("http://[::1]:")
@@ -93,5 +100,6 @@ def test_a_server_on_the_newer_loopback_is_called_by_it(house: House) -> None:
 @pytest.mark.parametrize("package", ["fastapi", "uvicorn", "prometheus_client", "pydantic"])
 def test_a_python_without_the_extra_is_told(house: House, monkeypatch: pytest.MonkeyPatch, package: str) -> None:
     monkeypatch.setitem(sys.modules, package, None)
-    with pytest.raises(ServeError, match=r"wanted the extra 'serve'.*pip install fedgen-edge\[serve\]"):
-        Server(house, Door(Keys({})), port=0)
+    wish = r"wanted the extra 'serve'.*pip install fedgen-edge\[serve\]"
+    with listening("127.0.0.1", 0) as at, pytest.raises(ServeError, match=wish):
+        Server(house, Door(Keys({})), at)

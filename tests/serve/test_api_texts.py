@@ -14,6 +14,7 @@ import pytest
 import torch
 
 from fedgen import encode, sample
+from fedgen.serve.api import choosing
 from fedgen.serve.house import House, Stand
 
 Ask = Callable[..., httpx.Response]
@@ -62,8 +63,14 @@ REFUSED: list[tuple[str, dict[str, Any], str, str]] = [
     (COMPLETE, {"prompt": None}, "prompt", "wanted either prompt or prompt_embeds"),
     (COMPLETE, {"prompt_embeds": "AAAA"}, "prompt", "wanted either prompt or prompt_embeds"),
     (COMPLETE, {"prompt": ["a"] * 33, "n": 2}, "n", "wanted at most 64 answers to one request, came 66"),
-    (COMPLETE, {"stop": list("abcde")}, "stop", "wanted at most 4 words"),
+    (COMPLETE, {"stop": list("abcde")}, "stop", "at most 4 items"),
     (COMPLETE, {"stop": ""}, "stop", "none of them empty"),
+    (COMPLETE, {"stop": "a" * 1025}, "stop", "at most 1024 characters"),
+    (COMPLETE, {"model": "a" * 1025}, "model", "at most 1024 characters"),
+    (COMPLETE, {"models": ["a" * 1025]}, "models.0", "at most 1024 characters"),
+    (COMPLETE, {"prompt": "a" * ((1 << 20) + 1)}, "prompt", "at most 1048576 characters"),
+    (COMPLETE, {"prompt": [""] * 65}, "prompt", "at most 64 items"),
+    (COMPLETE, {"prompt": ["a"] * 64, "n": 64}, "n", "at most 64 answers to one request, came 4096"),
     (COMPLETE, {"stream_options": {"include_usage": True}}, "stream_options", "wanted stream = true"),
     (COMPLETE, {"stream_options": {"usage": True}}, "stream_options.usage", "is not known here"),
     (COMPLETE, {"mix": [{"name": "global"}], "models": ["global"]}, "mix", "cannot be with models"),
@@ -106,6 +113,31 @@ def test_what_changes_nothing_is_taken(ask: Ask) -> None:
     assert text_of(ask("POST", COMPLETE, json=PLAIN | nulls)) == text_of(ask("POST", COMPLETE, json=PLAIN))
 
 
+def test_an_error_is_short_however_long_the_question(ask: Ask) -> None:
+    for body in ({"model": "a" * 4_000_000}, {"model": "a=" * 500}, {"prompt": [[1]] * 500_000}, {"a" * 4_000_000: 1}):
+        answer = ask("POST", COMPLETE, json=PLAIN | body)
+        assert answer.status_code in (400, 404)
+        assert len(answer.content) < 4000
+    many = {f"unknown-{number}": 1 for number in range(2000)}
+    assert "more than 1000 things" in ask("POST", COMPLETE, json=PLAIN | many).json()["error"]["message"]
+
+
+def test_the_smallest_share_is_the_likeliest_token(ask: Ask) -> None:
+    greedy = text_of(ask("POST", COMPLETE, json=PLAIN))
+    assert text_of(ask("POST", COMPLETE, json=PLAIN | {"temperature": 1, "top_p": 0})) == greedy
+
+
+def test_without_a_seed_each_prompt_has_its_own(ask: Ask) -> None:
+    body = PLAIN | {"prompt": ["a", "a"], "temperature": 1, "max_tokens": 16}
+    first, second = (choice["text"] for choice in ask("POST", COMPLETE, json=body).json()["choices"])
+    assert first != second
+    first, second = (choice["text"] for choice in ask("POST", COMPLETE, json=body | {"seed": 1}).json()["choices"])
+    assert first == second
+    side = body | {"model": "", "models": ["global", "global"], "prompt": "a"}
+    first, second = (choice["text"] for choice in ask("POST", COMPLETE, json=side).json()["choices"])
+    assert first == second
+
+
 def test_a_picture_is_not_asked_of_a_text(ask: Ask) -> None:
     answer = ask("POST", COMPLETE, json=PLAIN | {"model": "digits:global"})
     assert answer.status_code == 400
@@ -118,7 +150,7 @@ def test_a_picture_is_not_asked_of_a_text(ask: Ask) -> None:
 def test_side_by_side_is_each_alone(ask: Ask) -> None:
     models = ["backbone", "global", "cluster-1", "user/ann", "global=0.5,user/ann=0.5"]
     together = ask("POST", COMPLETE, json=PLAIN | {"model": "", "models": models, "seed": 4, "temperature": 1}).json()
-    assert together["fedgen"]["models"] == models
+    assert together["fedgen"]["models"] == [f"stories:{model}" for model in models]
     for choice, model in zip(together["choices"], models, strict=True):
         alone = ask("POST", COMPLETE, json=PLAIN | {"model": model, "seed": 4, "temperature": 1})
         assert text_of(alone) == choice["text"]
@@ -133,12 +165,35 @@ def test_a_mix_is_said_in_numbers_or_in_words(ask: Ask) -> None:
     assert len(numbers.json()["fedgen"]["hashes"][0]) == 2
 
 
+def test_an_answers_model_can_be_asked_again_and_a_run_may_be_said_of_each(ask: Ask) -> None:
+    parts = [{"name": "stories:cluster-1", "scale": 0.7}, {"name": "stories:cluster-2", "scale": 0.3}]
+    first = ask("POST", COMPLETE, json={key: value for key, value in PLAIN.items() if key != "model"} | {"mix": parts})
+    said = "stories:cluster-1=0.7,cluster-2=0.3"
+    assert first.json()["model"] == first.json()["fedgen"]["models"][0] == said
+    for model in (said, "stories:cluster-1=0.7,stories:cluster-2=0.3", "cluster-1=0.7, stories:cluster-2=0.3"):
+        assert text_of(ask("POST", COMPLETE, json=PLAIN | {"model": model})) == text_of(first)
+    twice = [parts[0], {"name": "cluster-1"}]
+    assert "names one adapter twice" in ask("POST", COMPLETE, json=PLAIN | {"mix": twice}).json()["error"]["message"]
+
+
+def test_a_prompt_that_waits_too_long_to_be_routed_is_told(
+    ask: Ask, stand: Stand, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(choosing, "ENCODING", 0.05)
+    busy = stand.engine.call(lambda: time.sleep(0.5))
+    answer = ask("POST", COMPLETE, json=PLAIN | {"route": True})
+    assert (answer.status_code, answer.json()["error"]["code"]) == (504, "deadline_exceeded")
+    assert not busy.done()
+    busy.result()
+    assert ask("POST", COMPLETE, json=PLAIN).status_code == 200
+
+
 def test_a_prompt_is_routed_here_or_on_the_device(ask: Ask, stand: Stand) -> None:
     here = ask("POST", COMPLETE, json=PLAIN | {"route": True})
-    vector = stand.encode(PLAIN["prompt"])
+    vector = stand.encode(PLAIN["prompt"]).result()
     there = ask("POST", COMPLETE, json=PLAIN | {"route": {"vector": vector.tolist(), "top": 2}})
     expected = sample.spelled(sample.route(stand.run, vector, top=2, temperature=0.1))
-    assert here.json()["fedgen"]["models"] == there.json()["fedgen"]["models"] == [expected]
+    assert here.json()["fedgen"]["models"] == there.json()["fedgen"]["models"] == [f"stories:{expected}"]
     assert text_of(here) == text_of(there)
 
 
@@ -160,6 +215,14 @@ def test_tokens_are_counted_once_a_prompt_and_known_ones_are_told(ask: Ask) -> N
     assert first["prompt_tokens"] == again["prompt_tokens"] < 2 * len(prompt)
     assert first["total_tokens"] == first["prompt_tokens"] + 12
     assert 0 < again["prompt_tokens_details"]["cached_tokens"] <= again["prompt_tokens"]
+
+
+def test_what_is_refused_at_once_leaves_no_row(ask: Ask, stand: Stand) -> None:
+    assert quiet(stand, 5)
+    before = stand.engine.waiting + stand.engine.running
+    body = PLAIN | {"prompt": ["a"] * 40, "max_tokens": 100, "stream_options": {"include_usage": True}}
+    assert ask("POST", COMPLETE, json=body).status_code == 400
+    assert stand.engine.waiting + stand.engine.running == before == 0
 
 
 # ---- sealed prompts
@@ -264,7 +327,7 @@ def quiet(stand: Stand, seconds: float) -> bool:
 @pytest.mark.parametrize("stream", [True, False])
 def test_who_leaves_frees_the_rows(server: SimpleNamespace, stand: Stand, stream: bool) -> None:
     assert quiet(stand, 5)
-    body = json.dumps(PLAIN | {"prompt": ["a"] * 60, "max_tokens": 110, "stream": stream}).encode()
+    body = json.dumps(PLAIN | {"prompt": ["a"] * 48, "max_tokens": 110, "stream": stream}).encode()
     host, _, port = server.url.removeprefix("http://").partition(":")
     heads = f"POST {COMPLETE} HTTP/1.1\r\nHost: {host}\r\nAuthorization: Bearer {server.keys['bob']}\r\n"
     heads += f"Content-Type: application/json\r\nContent-Length: {len(body)}\r\n\r\n"

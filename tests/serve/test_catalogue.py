@@ -124,7 +124,7 @@ def test_a_round_that_is_no_worse_is_published_and_a_worse_one_held_back_with_th
         for turn, measure in enumerate((10.0, 10.9, 12.2, 11.9, 9.0, math.nan, math.inf), 1)
     ]
     assert [verdict.published for verdict in said] == [True, True, False, True, True, False, False]
-    assert said[0].reason == "measured 10, the first"
+    assert said[0].reason == "first measured at 10"
     assert said[1].reason == "measured 10.9 after 10"
     assert said[2].reason == "measured 12.2, more than 0.1 worse than 10.9; that one stays"
     assert said[5].reason == "its measure is not a number; the last one stays"
@@ -137,7 +137,7 @@ def test_without_a_measure_a_round_is_published_and_that_is_said(catalogue: Cata
     for turn, measure, published in ((1, 10.0, True), (2, None, True), (3, 12.0, False), (4, 10.5, True)):
         verdict = catalogue.publish("global", adapter(turn), kind="global", round=turn, measure=measure)
         assert verdict.published is published  # held against the last one that was measured
-        assert (verdict.reason == "nothing was measured") is (measure is None)
+        assert (verdict.reason == "not measured") is (measure is None)
     assert live(catalogue).round == 4
 
 
@@ -396,6 +396,14 @@ def test_what_lies_elsewhere_is_told_as_what_is_missing(shelves: Path) -> None:
             load(folder, shelves)
         wanted = f"adapter '{folder[:200]}': no bundle is there; wanted a path below the folder for adapters"
         assert str(caught.value) == wanted
+
+
+def test_what_has_come_to_lie_elsewhere_is_not_read_later(shelves: Path) -> None:
+    found = load("style", shelves)
+    (shelves / "style").rename(shelves.parent / "moved")
+    (shelves / "style").symlink_to(shelves.parent / "moved")
+    with pytest.raises(ServeError, match=r"^adapter 'style': no bundle is there; wanted a path below the folder"):
+        found.read()
 
 
 def test_a_folder_that_is_a_link_itself_is_followed(shelves: Path) -> None:

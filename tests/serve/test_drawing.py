@@ -1,5 +1,6 @@
 """The batch of pictures: who may join, what is told on the way, what is held and let go. Twins compare the pictures."""
 
+import contextlib
 import math
 import queue
 from collections.abc import Iterator
@@ -230,6 +231,18 @@ def test_a_prompt_is_read_once_while_it_is_remembered(batch: Drawing, denoiser: 
         hook.remove()
 
 
+def test_nobody_can_tell_by_the_time_what_another_has_asked(batch: Drawing, denoiser: DiffusionBackbone) -> None:
+    read: list[int] = []
+    condition: Any = denoiser.condition
+    with contextlib.ExitStack() as undo:
+        undo.callback(condition.encoder.register_forward_hook(lambda *_: read.append(1)).remove)
+        for user in ("ann", "bob", "ann"):
+            one = job([])
+            one.user = user
+            batch.join(one)
+        assert len(read) == 2
+
+
 def test_a_sealed_prompt_draws_what_the_plain_one_does(batch: Drawing, denoiser: DiffusionBackbone) -> None:
     plain, sealed, other = list[Event](), list[Event](), list[Event]()
     batch.join(job(plain, Draw(CAT, 4, 3.0)))
@@ -253,6 +266,57 @@ def test_a_picture_that_its_vae_cannot_show_is_broken_alone(denoisers: dict[str,
     assert [type(event) for event in fine] == [Drawn, Ended]
     assert isinstance(told[-1], Broken)
     assert isinstance(told[-1].error, BackboneError)
+
+
+def test_no_memory_for_one_picture_is_its_own_trouble(denoisers: dict[str, DiffusionBackbone]) -> None:
+    """The first is out when the second fails; the engine lives, and answers again."""
+    stable, calls, ends = denoisers["stable"], list[int](), queue.SimpleQueue[Event]()
+
+    def failing(*_: object) -> None:
+        calls.append(1)
+        if len(calls) == 2:
+            raise torch.OutOfMemoryError("no memory")
+
+    with Bank(stable.network, stable.targets, 2, slots=1) as bank:
+        engine = Engine(Drawing(stable, Slots(bank)), 8, bank.bare)
+        hook = stable.vae.decoder.register_forward_pre_hook(failing)
+        try:
+            engine.start()
+            engine.put([Job(Draw(CAT, 2, 1.0, seed), ALONE, ends.put) for seed in range(3)])
+            came = [ends.get(timeout=60) for _ in range(5)]
+            engine.put([Job(Draw(CAT, 2, 1.0), ALONE, ends.put)])
+            again = [ends.get(timeout=60) for _ in range(2)]
+        finally:
+            hook.remove()
+            engine.close()
+    assert [type(event) for event in came] == [Drawn, Ended, Broken, Drawn, Ended]
+    assert [type(event) for event in again] == [Drawn, Ended]
+    broken = came[2]
+    assert isinstance(broken, Broken)
+    assert str(broken.error) == "no memory"
+
+
+def test_an_ear_that_fails_is_its_pictures_trouble_alone(batch: Drawing) -> None:
+    def deaf(event: Event) -> None:
+        raise OSError("nobody listens")
+
+    told: list[Event] = []
+    failing, fine = Job(Draw(CAT, 2, 1.0), ALONE, deaf), job(told, Draw(CAT, 2, 1.0))
+    batch.join(failing)
+    batch.join(fine)
+    assert finish(batch) == [failing, fine]
+    assert [type(event) for event in told] == [Drawn, Ended]
+
+
+def test_who_is_out_already_stays_out(batch: Drawing) -> None:
+    style = adapter(batch, 1)
+    gone, other = (job([], under=[(1.0, {style: 1.0})]) for _ in range(2))
+    for one in (gone, other):
+        batch.join(one)
+    batch.leave(gone)
+    batch.leave(gone)
+    assert len(batch) == 1
+    finish(batch)  # under what it still holds
 
 
 def test_whose_turn_it_is() -> None:

@@ -215,7 +215,7 @@ def test_a_new_round_is_live_from_memory_and_a_worse_one_is_held_back(catalogue:
     play(halfway, None)
     follow.look()
     assert catalogue.find("global", NOBODY).round == 5
-    assert catalogue.verdicts[-1].reason == "nothing was measured"
+    assert catalogue.verdicts[-1].reason == "not measured"
     assert first.adapter.read()  # a row that began under round 2 can still be read for
     said = catalogue.verdicts
     follow.look()

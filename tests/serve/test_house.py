@@ -87,7 +87,7 @@ def test_a_house_that_is_closed_answers_nobody(house: House) -> None:
 
 def test_two_runs_of_one_kind_have_to_be_named(house: House) -> None:
     stand = house.stands["stories"]
-    both = House({"stories": stand, "again": replace(stand, name="again")}, ready=True)
+    both = House({"stories": stand, "again": replace(stand, name="again")}, up=True)
     assert both.stand("text", "again:global") == (both.stands["again"], "global")
     with pytest.raises(UnknownError, match="2 runs of text are served; name one: 'stories:global', 'again:global'"):
         both.stand("text", "global")
@@ -97,3 +97,11 @@ def test_two_folders_of_one_name_are_refused(house: House) -> None:
     folder = house.stands["stories"].run.folder
     with pytest.raises(ServeError, match="two runs are called 'stories'"):
         open_house([folder, folder], limits=Limits(texts=1, slots=4, prefix_bytes=0))
+
+
+def test_a_client_that_no_run_knows_is_told_at_the_start(house: House) -> None:
+    folder = house.stands["stories"].run.folder
+    with pytest.raises(
+        ServeError, match=r"client 'anne' has no adapter of its own in any run here; those who have: ann"
+    ):
+        open_house([folder], handed=["anne"], limits=Limits(texts=1, slots=4, prefix_bytes=0))

@@ -6,7 +6,8 @@ from pathlib import Path
 import pytest
 
 from fedgen.errors import FedgenError, ServeError
-from fedgen.serve.keys import ALL, Keys, Who, add_key, new_key
+from fedgen.serve.keys import ALL, Keys, KeysFile, Who, add_key, new_key
+from fedgen.store import write_whole
 
 
 def written(folder: Path, text: str) -> Path:
@@ -101,3 +102,22 @@ def test_a_file_that_says_anything_else_is_refused(tmp_path: Path, text: str, sa
 def test_a_missing_file_is_told(tmp_path: Path) -> None:
     with pytest.raises(FedgenError, match=r"keys '.*none.toml': cannot be read"):
         Keys.read(tmp_path / "none.toml")
+
+
+def test_a_file_that_changes_is_read_anew_and_a_spoilt_one_is_not(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    path = tmp_path / "keys.toml"
+    ann = add_key(path, "ann", users=("ann",))
+    keys = KeysFile(path)
+    bob = add_key(path, "bob")
+    found = keys.who(bob)
+    assert found
+    assert found.name == "bob"
+    whole = path.read_text()
+    path.write_text("[keys")
+    assert keys.who(ann)
+    assert "what was read last stays in force" in caplog.text
+    write_whole(path, whole[whole.index('[keys."bob"]') :].encode())
+    assert keys.who(ann) is None
+    assert keys.who(bob)

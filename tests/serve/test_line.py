@@ -1,6 +1,6 @@
 import pytest
 
-from fedgen.errors import BusyError
+from fedgen.errors import BusyError, ServeError
 from fedgen.serve.engine.line import Line
 from fedgen.serve.engine.wishes import Job, Write
 
@@ -37,13 +37,19 @@ def test_all_or_none() -> None:
     assert len(line) == 4
 
 
-def test_a_quarter_is_kept_for_those_who_have_nothing_waiting() -> None:
+def test_nobody_has_more_than_three_quarters() -> None:
     line = Line(8)
     line.put([job("ann")] * 6, 1)
     with pytest.raises(BusyError, match="6 of them yours"):
         line.put([job("ann")], 1)
     line.put([job("bob"), job("bob")], 1)
     assert len(line) == 8
+
+
+def test_what_never_fits_is_no_matter_of_waiting() -> None:
+    with pytest.raises(ServeError, match="7 rows are more than the 6 that one may have; ask for fewer") as told:
+        Line(8).put([job("ann")] * 7, 1)
+    assert not isinstance(told.value, BusyError)
 
 
 def test_a_job_given_back_is_next() -> None:
@@ -65,3 +71,13 @@ def test_the_unwanted_are_dropped_and_their_places_are_free() -> None:
     assert len(line) == 1
     assert line.take() is stays
     assert line.take() is None
+
+
+def test_a_job_is_judged_once() -> None:
+    line, jobs = Line(8), [job("ann") for _ in range(4)]
+    line.put(jobs, 1)
+    changing = iter([True, False] * 4)
+    dropped = line.drop(lambda one: next(changing))
+    kept = list(iter(line.take, None))
+    assert sorted([*dropped, *kept], key=jobs.index) == jobs
+    assert len(dropped) == 2

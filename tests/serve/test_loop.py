@@ -133,7 +133,8 @@ def test_a_full_queue_says_when_to_ask_again(engine: Engine, batch: Counting) ->
     first = [Ear() for _ in range(2)]
     engine.put([job(ear) for ear in first])
     until(lambda: engine.running == 2)
-    engine.put([job(Ear(), user="bob") for _ in range(8)])
+    engine.put([job(Ear(), user="bob") for _ in range(6)])
+    engine.put([job(Ear(), user="dan") for _ in range(2)])
     with pytest.raises(BusyError) as told:
         engine.put([job(Ear(), user="cleo")])
     assert told.value.after >= 1
@@ -223,3 +224,27 @@ def test_closing_without_patience_tells_rows_at_work(batch: Counting) -> None:
     until(lambda: engine.running == 1)
     engine.close()
     assert isinstance(ear.error, ClosedError)
+
+
+def test_an_engine_that_dies_tells_everybody_and_is_not_alive(
+    engine: Engine, batch: Counting, caplog: pytest.LogCaptureFixture
+) -> None:
+    batch.go.clear()
+    working, waiting = [Ear(), Ear()], Ear()
+    rows = [job(ear) for ear in working]
+    engine.put(rows)
+    until(lambda: engine.running == 2)
+    engine.put([job(waiting)])
+    called = engine.call(lambda: 1)
+    batch.broken = True
+    del batch.at_work[rows[0]]  # so that letting it go fails as well
+    assert engine.alive
+    batch.go.set()
+    assert isinstance(waiting.error, ClosedError)
+    assert all(isinstance(ear.end, Broken) for ear in working)
+    until(lambda: not engine.alive)
+    assert "has died" in caplog.text
+    with pytest.raises(ClosedError):
+        called.result(WAIT)
+    with pytest.raises(ClosedError):
+        engine.put([job(Ear())])

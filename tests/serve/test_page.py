@@ -25,7 +25,7 @@ from browser import CTRL, FOUND, PATIENCE, SHIFT, Browser, Page
 
 from fedgen import Run
 from fedgen.roster import CLUSTERS
-from fedgen.serve.api import LOOPBACK, Door, Server
+from fedgen.serve.api import LOOPBACK, Door, Server, listening
 from fedgen.serve.house import Limits, open_house
 from fedgen.serve.keys import Keys
 from fedgen.serve.page import files
@@ -145,6 +145,8 @@ def test_text_is_streamed_and_is_what_the_server_says(page: Page, server: Simple
     alone = asked(server, TEXT, body)
     assert texts(page, ".text") == ["The harbour" + alone["choices"][0]["text"]]
     assert page.text(".entry .status").startswith(f"{alone['usage']['completion_tokens']} tokens in ")
+    said = {"length": "stopped at 64 tokens", "stop": "ended by itself"}
+    assert page.text(".entry .foot") == said[alone["choices"][0]["finish_reason"]]
     page.click("#lock")
     page.click("#go")  # and again by hand, from another seed
     ended(page, 2)
@@ -158,7 +160,48 @@ def test_what_is_under_way_can_be_stopped(page: Page, server: SimpleNamespace) -
         page.press("Escape")
         ended(page)
     assert page.text(".entry .status") == "Stopped"
+    assert "Text" not in texts(page, ".entry .tool")
     run(page, 2)
+    page.js(
+        """new MutationObserver(() => document.querySelector('.text').textContent && at('stop').click())
+               .observe(at('output'), { characterData: true, subtree: true })""".replace(
+            "at(", "document.getElementById("
+        )
+    )
+    page.press("Enter", CTRL)
+    ended(page, 3)
+    assert page.text(".entry .status") == "Stopped"
+    assert copied(page, "Text") == texts(page, ".entry .text")[0] != ""  # as far as it came
+
+
+def test_a_long_prompt_is_folded_and_what_went_wrong_stands_above(page: Page, server: SimpleNamespace) -> None:
+    prompt = "\n".join(f"    line {at}" for at in range(30))
+    page.click("#prompt")
+    page.type(prompt)
+    page.fill("#tokens", "8")
+    height = "document.querySelector('.entry .prompt').getBoundingClientRect().height"
+    page.press("Enter", CTRL)
+    ended(page)
+    low, tall = "document.querySelector('.entry .wrong').getBoundingClientRect().bottom", page.js(height)
+    assert "more than the" in page.text(".entry .wrong")
+    assert page.js(f"{low} <= document.querySelector('.entry .prompt').getBoundingClientRect().top")
+    assert page.js(f"{low} <= innerHeight")
+    page.click(".entry .all")
+    assert page.js(height) > 5 * tall
+    assert page.count(".entry .all") == 0
+    assert all("400" in error for error in page.errors)
+    page.errors.clear()
+
+
+def test_no_more_tokens_are_asked_for_than_the_model_writes(page: Page, server: SimpleNamespace) -> None:
+    most = server.house.stands["stories"].engine.batch.length
+    assert page.js("document.getElementById('tokens').max") == str(most - 1)
+    page.fill("#tokens", str(most))
+    page.press("Enter", CTRL)
+    assert page.count(".entry") == 0
+    page.fill("#tokens", str(most - 1))
+    page.js("document.getElementById('prompt').value = ''")
+    run(page)
 
 
 def test_side_by_side_is_one_request_and_each_column_is_its_own_answer(page: Page, server: SimpleNamespace) -> None:
@@ -279,6 +322,12 @@ def test_a_key_leaves_the_address_and_a_refused_one_can_be_changed(browser: Brow
         assert page.js("location.href") == f"{server.url}/"
         assert page.count(".adapter") == 0
         page.click("#notice button")
+        page.click("#key-forget")
+        page.wait("document.getElementById('notice').textContent.startsWith('This server asks for a key.')")
+        assert page.text("#health") == "Wants a key"
+        assert page.text("#more") == ""
+        assert page.js("document.getElementById('go').disabled")
+        page.click("#notice button")
         page.type(server.keys["bob"])
         page.press("Enter")
         page.wait(READY)
@@ -288,15 +337,18 @@ def test_a_key_leaves_the_address_and_a_refused_one_can_be_changed(browser: Brow
         page.call("Page.reload")
         page.wait(f"{READY} && document.querySelectorAll('.adapter').length > 0")  # the tab still knows it
         assert server.keys["bob"] not in page.js("document.documentElement.outerHTML")
+        page.click("#key-open")
+        page.click("#key-forget")
+        page.wait("document.querySelectorAll('.adapter').length === 0")  # what it has opened is gone with it
 
 
 def test_a_full_queue_is_waited_for(page: Page, server: SimpleNamespace) -> None:
-    fill = {"model": "stories:backbone", "prompt": "a", "n": 64, "max_tokens": 1}
+    fill = {"model": "stories:backbone", "prompt": "a", "n": 48, "max_tokens": 1}  # all that one may have
     with held(server):
         filling = threading.Thread(target=asked, args=[server, TEXT, fill])
         filling.start()
         engine = server.house.stands["stories"].engine
-        until(lambda: engine.waiting == 64)
+        until(lambda: engine.waiting == 48)
         page.press("Enter", CTRL)
         page.wait(
             "document.querySelector('.entry .status').textContent.startsWith('The queue is full. Trying again in')"
@@ -310,16 +362,18 @@ def test_a_full_queue_is_waited_for(page: Page, server: SimpleNamespace) -> None
 
 
 @pytest.fixture
-def stand_in(text_run: Run, tmp_path: Path, secrets_of: dict[str, str]) -> Callable[[int], Server]:
+def stand_in(text_run: Run, tmp_path: Path, secrets_of: dict[str, str]) -> Callable[..., Server]:
     """A server of our own over the run, whose clusters have evil labels, on this port."""
     folder = shutil.copytree(text_run.folder, tmp_path / "stories")
     told = json.loads((folder / CLUSTERS).read_text("utf-8"))
     told["labels"] = dict.fromkeys(told["where"], EVIL)
     (folder / CLUSTERS).write_text(json.dumps(told), "utf-8")
 
-    def start(port: int) -> Server:
-        house = open_house([folder], limits=Limits(texts=2, places=4, slots=8, prefix_bytes=0))
-        made = Server(house, Door(Keys.read(Path(secrets_of["file"])), hosts=LOOPBACK), port=port)
+    def start(port: int = 0, *, free: bool = False, plain: bool = True) -> Server:
+        limits = Limits(texts=2, places=4, slots=8, prefix_bytes=0)
+        house = open_house([folder], handed=["ann"], plain=plain, limits=limits)
+        door = Door(Keys.read(Path(secrets_of["file"])), open=free, hosts=LOOPBACK)
+        made = Server(house, door, listening("127.0.0.1", port))
         made.start()
         return made
 
@@ -327,7 +381,7 @@ def stand_in(text_run: Run, tmp_path: Path, secrets_of: dict[str, str]) -> Calla
 
 
 def test_words_are_never_markup_and_a_server_that_was_gone_is_found_again(
-    browser: Browser, secrets_of: dict[str, str], stand_in: Callable[[int], Server]
+    browser: Browser, secrets_of: dict[str, str], stand_in: Callable[..., Server]
 ) -> None:
     with browser.page() as page:
         first = stand_in(0)
@@ -353,6 +407,43 @@ def test_words_are_never_markup_and_a_server_that_was_gone_is_found_again(
             run(page, 3)
         finally:
             second.stop()
+
+
+def test_a_key_that_opens_nothing_is_told_so(
+    browser: Browser, secrets_of: dict[str, str], stand_in: Callable[..., Server]
+) -> None:
+    server = stand_in(free=True)
+    with browser.page() as page:
+        try:
+            page.go(server.url)
+            page.wait(READY)
+            page.click("#key-open")
+            page.type("not-a-key")
+            page.press("Enter")
+            page.wait("document.getElementById('key-said').textContent.startsWith('This key opens nothing more')")
+            assert page.js("document.getElementById('key-box').open")
+            page.type(secrets_of["ann"])
+            page.press("Enter")
+            page.wait("document.getElementById('cards').textContent.includes('user/ann')")
+            assert not page.js("document.getElementById('key-box').open")
+            assert page.errors == []
+        finally:
+            server.stop()
+
+
+def test_where_sealed_prompts_alone_are_taken_nothing_can_be_run(
+    browser: Browser, secrets_of: dict[str, str], stand_in: Callable[..., Server]
+) -> None:
+    server = stand_in(plain=False)
+    with browser.page() as page:
+        try:
+            enter(page, server.url, secrets_of["ann"])
+            assert page.text("#sealed").startswith("This server takes encoded prompts alone.")
+            page.press("Enter", CTRL)
+            assert page.js("document.getElementById('go').disabled")
+            assert (page.count(".entry"), page.bodies, page.errors) == (0, [], [])
+        finally:
+            server.stop()
 
 
 # ---- for everybody
@@ -420,6 +511,22 @@ def test_it_is_fit_to_be_looked_at(page: Page, tmp_path: Path) -> None:
     assert nameless(page) == []
     page.js("document.documentElement.style.setProperty('--faint', '#9a9a9a')")
     assert len(page.js(CONTRASTS)) > 3  # the check sees what is hard to read
+
+
+def test_the_document_is_fit_to_be_read(page: Page, server: SimpleNamespace, tmp_path: Path) -> None:
+    page.go(f"{server.url}/docs")
+    look(page, Path(os.environ.get("FEDGEN_SHOTS", tmp_path)), "docs")
+    ways = set(page.js("[...document.querySelectorAll('a')].map((one) => one.getAttribute('href'))"))
+    assert {"#Part", "#Route", "#Usage"} <= ways
+    assert page.js(
+        "[...document.querySelectorAll('a[href^=\\'#\\']')].every((one) => document.querySelector(one.hash))"
+    )
+    for way in ways - {one for one in ways if one.startswith("#")}:
+        assert httpx.get(f"{server.url}/{way}").status_code == 200
+    told = page.js("document.body.textContent")
+    assert "Authorization: Bearer KEY" in told
+    assert "integer, 1 to 1048576" in told
+    assert "e+" not in told
 
 
 def look(page: Page, shots: Path, name: str) -> None:

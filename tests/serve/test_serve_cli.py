@@ -1,5 +1,6 @@
 """`fedgen serve` and `fedgen key` as a user starts them: real processes, signals and exit codes."""
 
+import contextlib
 import json
 import re
 import signal
@@ -65,15 +66,21 @@ def until(true: Callable[[], object]) -> None:
 def test_sigterm_finishes_rows_at_work_and_ends_with_0(text_run: Run) -> None:
     with serving(str(text_run.folder)) as (server, url, _):
         heard: list[str] = []
-        asking = threading.Thread(target=stream, args=[url, 110, heard])
+        asking = threading.Thread(target=stream, args=[url, 110, heard], kwargs={"n": 16})
         asking.start()
         until(lambda: len(heard) > 2)
         server.send_signal(signal.SIGTERM)
+        assert server.stdout
+        assert re.search(
+            r"ending; \d+ rows? at work may finish, 30 s at most; again ends now", server.stdout.readline()
+        )
         asking.join(WAIT)
         assert heard[0] == "200"
         assert heard[-1] == "data: [DONE]"
-        last = json.loads(heard[-2].removeprefix("data: "))
-        assert last["choices"][0]["finish_reason"] in {"length", "stop"}
+        told = [json.loads(line.removeprefix("data: ")) for line in heard[1:-1]]
+        ends = [choice["finish_reason"] for one in told for choice in one["choices"] if choice["finish_reason"]]
+        assert len(ends) == 16
+        assert set(ends) <= {"length", "stop"}
         assert server.wait(WAIT) == 0
 
 
@@ -82,6 +89,27 @@ def test_ctrl_c_ends_with_0_where_nothing_is_at_work(text_run: Run) -> None:
         until(lambda: httpx.get(f"{url}/ready").status_code == 200)
         server.send_signal(signal.SIGINT)
         assert server.wait(WAIT) == 0
+
+
+def test_a_second_signal_ends_at_once_and_says_no_more(text_run: Run) -> None:
+    with serving(str(text_run.folder), "--texts", "1") as (server, url, _):
+        heard: list[str] = []
+        asking = threading.Thread(target=lambda: cut(url, heard))
+        asking.start()
+        until(lambda: len(heard) > 2)
+        server.send_signal(signal.SIGINT)
+        time.sleep(0.05)
+        server.send_signal(signal.SIGINT)
+        assert server.wait(WAIT) == 0
+        asking.join(WAIT)
+        assert server.stdout
+        assert "Traceback" not in server.stdout.read()
+
+
+def cut(url: str, heard: list[str]) -> None:
+    """Ask for many texts, and be cut short."""
+    with contextlib.suppress(httpx.HTTPError):
+        stream(url, 110, heard, n=20)
 
 
 def test_the_key_in_the_address_opens_what_belongs_to_somebody(text_run: Run) -> None:
@@ -97,6 +125,30 @@ def test_a_server_for_others_wants_keys(text_run: Run) -> None:
     found = CliRunner().invoke(app, ["serve", str(text_run.folder), "--host", "0.0.0.0"])
     assert isinstance(found.exception, ServeError)
     assert "--host 0.0.0.0: others can reach it, and it wants --keys" in str(found.exception)
+
+
+def test_a_key_in_a_file_is_for_its_owners_eyes_and_no_file_is_lost(tmp_path: Path) -> None:
+    path, to = tmp_path / "keys.toml", tmp_path / "ann.key"
+    words = ["key", str(path), "--user", "ann", "--to", str(to)]
+    assert CliRunner().invoke(app, [*words, "--name", "ann"]).stdout == ""
+    secret = to.read_text().strip()
+    assert Keys.read(path).who(secret)
+    assert to.stat().st_mode & 0o777 == 0o600
+    again = CliRunner().invoke(app, [*words, "--name", "bob"])
+    assert "is there already, and would be lost" in str(again.exception)
+    assert to.read_text().strip() == secret
+    assert len(Keys.read(path).known) == 1
+
+
+def test_wrong_flags_are_told_before_anything_is_loaded(text_run: Run) -> None:
+    flags = {
+        "--hand": ("nobody", "client 'nobody' has no adapter"),
+        "--adapters": ("nowhere", "wanted a folder, came none"),
+    }
+    for flag, (value, said) in flags.items():
+        found = CliRunner().invoke(app, ["serve", str(text_run.folder), "--port", "0", flag, value])
+        assert isinstance(found.exception, ServeError)
+        assert said in str(found.exception)
 
 
 def test_a_key_is_told_once_and_kept_as_its_hash(tmp_path: Path) -> None:

@@ -89,11 +89,11 @@ def empty(writing: Writing) -> bool:
     "wish",
     [
         {"tokens": 0}, {"tokens": -3}, {"temperature": -0.1}, {"temperature": math.nan}, {"temperature": math.inf},
-        {"top_p": 0.0}, {"top_p": 1.1}, {"top_p": math.nan}, {"stop": ("a", "")},
+        {"top_p": -0.1}, {"top_p": 1.1}, {"top_p": math.nan}, {"stop": ("a", "")},
     ],
 )  # fmt: skip
 def test_settings_that_mean_nothing(writing: Writing, wish: dict[str, Any]) -> None:
-    with pytest.raises(ServeError, match="text: wanted 1 token or more, a temperature from 0, top_p above 0"):
+    with pytest.raises(ServeError, match="text: wanted 1 token or more, a temperature from 0, top_p from 0 to 1"):
         writing.check(Write("every", **wish))
 
 
@@ -111,6 +111,40 @@ def test_a_prompt_that_does_not_fit_is_told_by_how_much(writing: Writing, backbo
     assert f"it leaves room for {LENGTH - given}" in str(caught.value)
     with pytest.raises(ServeError, match="one of 127 tokens leaves room for one"):
         writing.check(Write("z" * 500, tokens=1))
+
+
+def test_a_prompt_that_is_far_too_long_is_not_even_read(backbone: LanguageBackbone, slots: Slots) -> None:
+    counted = _Counted(backbone.tokenizer)
+    writing = Writing(LanguageBackbone("tiny", "", backbone.network, counted, 32), slots, rows=1, length=32)
+    counted.asked = 0
+    with pytest.raises(ServeError, match="prompt: 2049 characters are more than the 32 tokens that 'tiny' reads here"):
+        writing.check(Write("z" * 2049))
+    assert counted.asked == 0
+
+
+def test_a_prompt_is_read_once_when_it_joins(backbone: LanguageBackbone, slots: Slots) -> None:
+    counted = _Counted(backbone.tokenizer)
+    writing = Writing(LanguageBackbone("tiny", "", backbone.network, counted, 32), slots, rows=1)
+    counted.asked = 0
+    writing.join(job(Write("every"))[0])
+    assert counted.asked == 1
+    assert writing._joining[0].ids == writing._joining[0].given.tolist() == backbone.ids("every")
+
+
+class _Counted:
+    """A tokenizer that knows how often it was asked for tokens."""
+
+    def __init__(self, tokenizer: Any) -> None:
+        self.tokenizer, self.eos_token_id, self.decode, self.asked = (
+            tokenizer,
+            tokenizer.eos_token_id,
+            tokenizer.decode,
+            0,
+        )
+
+    def __call__(self, text: str, **settings: Any) -> Any:
+        self.asked += 1
+        return self.tokenizer(text, **settings)
 
 
 def test_a_sealed_prompt_for_another_backbone(writing: Writing, backbone: LanguageBackbone) -> None:
@@ -236,6 +270,13 @@ def test_a_row_ends_at_a_stop_word_that_is_not_said(writing: Writing) -> None:
     assert empty(writing)
 
 
+def test_a_share_of_nothing_is_the_likeliest_token(writing: Writing) -> None:
+    """As OpenAI's servers take `top_p` 0."""
+    writing.check(Write("every", top_p=0.0))
+    rows = job(Write("every", temperature=1.5, top_p=0.0)), job(Write("every", temperature=0.0))
+    assert len(set(written(writing, *rows))) == 1
+
+
 def test_probabilities_are_told_where_they_are_asked_for(writing: Writing) -> None:
     (_, quiet), (_, bare), (_, full) = rows = [job(Write("every", tokens=6, likely=likely)) for likely in (-1, 0, 3)]
     assert len(set(written(writing, *rows))) == 1
@@ -317,6 +358,30 @@ def test_numbers_that_blow_up_are_their_rows_trouble_alone(writing: Writing) -> 
     assert empty(writing)  # its place too, where a NaN would spoil whoever comes next
     assert written(writing, job(Write(LONG, tokens=12), {ann: 1.0})) == [alone]
     assert not writing.prefixes.find("", {wild: 1.0}, writing.backbone.ids(LONG))
+
+
+@pytest.mark.parametrize("steps", [0, 1, 4])
+def test_a_pass_that_fails_leaves_nothing_behind(writing: Writing, steps: int) -> None:
+    jobs = [job(Write(prompt, tokens=60))[0] for prompt in (LONG, "every", "a client")]
+    for one in jobs:
+        writing.join(one)
+    for _ in range(steps):
+        writing.step()
+    network: Any = writing.backbone.network
+
+    def failing(*_: object) -> None:
+        raise RuntimeError("no memory")
+
+    hook = network.lm_head.register_forward_pre_hook(failing)  # when all layers have laid what they keep
+    try:
+        with pytest.raises(RuntimeError, match="no memory"):
+            writing.step()
+    finally:
+        hook.remove()
+    for one in jobs:
+        writing.leave(one)
+        writing.leave(one)  # who is out already stays out
+    assert empty(writing)
 
 
 def test_an_ear_that_fails_is_its_rows_trouble_alone(writing: Writing) -> None:

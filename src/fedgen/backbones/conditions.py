@@ -8,10 +8,12 @@ from typing import Any, Literal, Protocol
 import torch
 from torch import Tensor, nn
 
+from fedgen.backbones.spelling import LETTERS
 from fedgen.errors import BackboneError, DataError
 from fedgen.records import Document, Rows
 
 READING = Lock()  # a tokenizer is set to cut or not for all threads at once
+DIGITS = 18  # of a label that is read as a number
 MOST_TOKENS = 120  # of an encoder that knows no bound of its own, as PixArt takes from T5
 
 
@@ -38,10 +40,15 @@ class Prompts:
     long: Literal["error", "cut"]
 
     def check(self, documents: Sequence[Document]) -> None:
-        """Refuse a prompt that is too long."""
+        """Refuse a prompt that is too long; one that is far too long is refused unread, even where others are cut."""
+        prompts, most = [document.prompt for document in documents], self.length * LETTERS
+        for prompt in prompts:
+            if len(prompt) > most:
+                wish = f"wanted at most {most} characters, came {len(prompt)}"
+                raise DataError(f"prompt '{prompt[:40]}...': {wish}; shorten it")
         if self.long == "error":
             with READING:
-                self._refuse_long([document.prompt for document in documents])
+                self._refuse_long(prompts)
 
     def rows(self, documents: Sequence[Document]) -> Rows:
         """Each different prompt is encoded once."""
@@ -109,8 +116,9 @@ class Classes:
         return {"class": torch.tensor([self.count])} if self.nothing else None
 
     def _number(self, label: str) -> int:
-        if not (label.isascii() and label.isdigit()) or int(label) >= self.count:
-            raise DataError(f"label '{label}': wanted the number of a class, 0 to {self.count - 1}; name such a label")
+        if not (label.isascii() and label.isdigit() and len(label) <= DIGITS) or int(label) >= self.count:
+            wish = f"wanted the number of a class, 0 to {self.count - 1}; name such a label"
+            raise DataError(f"label '{label[:40]}': {wish}")
         return int(label)
 
 

@@ -258,7 +258,7 @@ class LanguageBackbone:
         """Continue a prompt, plain or sealed, or as much of its end as leaves room; at 0 the likeliest."""
         kind = "input_ids" if isinstance(prompt, str) else "inputs_embeds"
         given = self.given(prompt)[None, -max(self.reach - tokens, 1) :]
-        spelling = Spelling(self.tokenizer, self.ids(prompt) if isinstance(prompt, str) else [self.end])
+        spelling = Spelling(self.tokenizer, given[0].tolist() if isinstance(prompt, str) else [self.end])
         past, taste = None, Taste(draw, temperature)
         for _ in range(min(tokens, self.reach - given.shape[1])):
             out = self.network(**{kind: given}, past_key_values=past, use_cache=True)

@@ -1,8 +1,11 @@
 """All that one server serves: runs with their backbones, names, slots and engines, and the way from a name to a row."""
 
+import re
 import threading
 from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import Future
 from dataclasses import dataclass, field
+from difflib import get_close_matches
 from pathlib import Path
 
 from torch import Tensor
@@ -42,12 +45,21 @@ class Limits:
 
 @dataclass(frozen=True)
 class Taken:
-    """What a model's name came to: the course of mixtures, how it is spelled, its entries, and what has to be said."""
+    """What a model's name came to: the course of mixtures, how it is spelled, its entries, and what has to be said.
+
+    `before` is its run's name with a colon, where that has to be said to ask for it again.
+    """
 
     course: Course
     model: str
     entries: tuple[Entry, ...]
     note: str = ""
+    before: str = ""
+
+    @property
+    def id(self) -> str:
+        """What can be asked for again."""
+        return self.before + self.model
 
 
 @dataclass(frozen=True)
@@ -81,11 +93,11 @@ class Stand:
             said = [(1.0, {model: 1.0})]
         if len(said) > 1 and self.kind == "text":
             raise ServeError(
-                f"model '{model}': adapters take turns between the steps of a picture alone; name a mixture"
+                f"model '{model:.200}': adapters take turns between the steps of a picture alone; name a mixture"
             )
         names = dict.fromkeys(name for _, mixed in said for name in mixed)
         if len(names) > MOST:
-            raise ServeError(f"model '{model}': wanted at most {MOST} adapters in one answer, came {len(names)}")
+            raise ServeError(f"model '{model:.200}': wanted at most {MOST} adapters in one answer, came {len(names)}")
         entries = {name: self.catalogue.find(name, who) for name in names}
         course = [(until, _summed(entries, mixed)) for until, mixed in said]
         return Taken(course, sample.spelled(mix) if mix else model, tuple(entries.values()), note)
@@ -102,11 +114,15 @@ class Stand:
         used = self.catalogue.chain(model, who)[0]
         return used, "" if used == model else f"'{model}' is not here; answered under '{used}'"
 
-    def encode(self, prompt: str) -> Tensor:
+    def local(self, model: str) -> str:
+        """What is said of this run's adapters, without the run's own name before each of them."""
+        return re.sub(rf"(^|, *| then +){re.escape(self.name)}:", r"\1", model)
+
+    def encode(self, prompt: str) -> "Future[Tensor]":
         """The prompt as clients encode theirs, to be routed by; read by the engine's thread under the bare backbone."""
         plan = self.run.plan
         sample.centroids(self.run)  # a run that has none is told before anything is encoded
-        return self.engine.call(lambda: plan.profile.narrow(plan.encode.read([prompt], self.backbone))[0]).result()
+        return self.engine.call(lambda: plan.profile.narrow(plan.encode.read([prompt], self.backbone))[0])
 
     def route(self, vector: Tensor, who: Who, *, top: int = 2, spread: float = 0.1, gain: float = 1.0) -> str:
         """The mixture of the clusters nearest to an encoded prompt, as a model's name."""
@@ -132,18 +148,23 @@ class House:
     stands: Mapping[str, Stand]
     plain: bool = True
     limits: Limits = field(default_factory=Limits)
-    ready: bool = False
+    up: bool = False
+
+    @property
+    def ready(self) -> bool:
+        """Whether it answers: it has begun, is not ending, and no engine has died."""
+        return self.up and all(stand.engine.alive for stand in self.stands.values())
 
     def start(self) -> None:
         """Begin to answer, and to follow the runs."""
         for stand in self.stands.values():
             stand.engine.start()
             stand.follow.start()
-        self.ready = True
+        self.up = True
 
     def close(self, patience: float = 0.0) -> None:
         """Take nothing more, let what is at work finish for so many seconds, and stop."""
-        self.ready = False
+        self.up = False
         ending = [threading.Thread(target=stand.engine.close, args=[patience]) for stand in self.stands.values()]
         for thread in ending:
             thread.start()
@@ -157,49 +178,77 @@ class House:
         if not self.ready:
             raise ClosedError("the server is starting or stopping; ask it again in a moment")
         run, colon, name = model.partition(":")
-        found = [self.stands[run]] if colon and run in self.stands else list(self.stands.values())
-        name = name if colon and run in self.stands else model
+        said = colon and run in self.stands
+        found, name = ([self.stands[run]], name) if said else (list(self.stands.values()), model)
         able = [stand for stand in found if stand.kind == kind]
         if not able:
             other = found[0]
             raise ServeError(
-                f"model '{model}': run '{other.name}' makes {other.kind}, not {kind}; ask {ELSEWHERE[other.kind]}"
+                f"model '{model:.200}': run '{other.name}' makes {other.kind}, not {kind}; ask {ELSEWHERE[other.kind]}"
             )
         if len(able) > 1:
-            names = ", ".join(f"'{stand.name}:{name}'" for stand in able)
-            raise UnknownError(f"model '{model}': {len(able)} runs of {kind} are served; name one: {names}")
-        return able[0], name
+            names = ", ".join(f"'{stand.name}:{name:.200}'" for stand in able)
+            raise UnknownError(f"model '{model:.200}': {len(able)} runs of {kind} are served; name one: {names}")
+        return able[0], able[0].local(name)
+
+    def before(self, stand: Stand) -> str:
+        """What stands before the names of a run, where several are served."""
+        return f"{stand.name}:" if len(self.stands) > 1 else ""
 
 
 def open_house(
     folders: Sequence[Path], *, handed: Sequence[str] = (), plain: bool = True, limits: Limits | None = None,
     tell: Callable[[str], None] = lambda said: None,
 ) -> House:  # fmt: skip
-    """Load what is to be served; `handed` names the clients whose personal adapters their owners have handed over."""
+    """Load what is to be served; `handed` names the clients whose personal adapters their owners have handed over.
+
+    `tell` hears what is loaded, what is held back, and each round that goes live.
+    """
     limits = limits or Limits()
-    stands: dict[str, Stand] = {}
+    runs: dict[str, Run] = {}
     for folder in folders:
-        run = Run(folder)
-        name = run.folder.resolve().name
-        if name in stands:
-            raise ServeError(f"serve: two runs are called '{name}'; rename one of their folders")
+        run = Run(folder.resolve())
+        if run.folder.name in runs:
+            raise ServeError(f"serve: two runs are called '{run.folder.name}'; rename one of their folders")
+        runs[run.folder.name] = run
+    _refuse_unknown(handed, list(runs.values()))
+    stands: dict[str, Stand] = {}
+    for name, run in runs.items():
         tell(f"loading {name} ...")
-        stands[name] = open_stand(name, run, handed, limits)
+        stands[name] = open_stand(name, run, handed, limits, tell)
     return House(stands, plain, limits)
 
 
-def open_stand(name: str, run: Run, handed: Sequence[str], limits: Limits) -> Stand:
+def open_stand(
+    name: str, run: Run, handed: Sequence[str], limits: Limits, tell: Callable[[str], None]
+) -> Stand:  # fmt: skip
     """Load one run: its backbone, its adapters' names, and room for rows."""
     plan = run.plan
     if plan.adapter.of != "pairs":
         raise ServeError(f"run '{name}': trained whole models, which cannot share a batch; use `fedgen generate`")
     backbone = plan.backbone.load()
+    if isinstance(backbone, LanguageBackbone) and limits.length > backbone.reach:
+        raise ServeError(f"--length {limits.length}: '{backbone.name}' reads {backbone.reach} tokens; leave it at 0")
     bank = Bank(backbone.network, plan.adapter.targets, limits.rank or plan.width, limits.slots)
     catalogue = Catalogue(bank.layout, backbone.hash, limits.margin)
     slots = Slots(bank, catalogue.pins)
-    fill(catalogue, run, handed)
+    own = [client for client in handed if not run.finished or client in run.shelf().clients()]
+    fill(catalogue, run, own)
+    for verdict in catalogue.verdicts:
+        if not verdict.published:
+            tell(f"{name}: {verdict}")
+    catalogue.heard = lambda verdict: tell(f"{name}: {verdict}")
     engine = Engine(batch_of(backbone, slots, limits), limits.places, bank.bare)
-    return Stand(name, run, backbone, catalogue, slots, engine, Follow(run, catalogue, handed))
+    return Stand(name, run, backbone, catalogue, slots, engine, Follow(run, catalogue, own))
+
+
+def _refuse_unknown(handed: Sequence[str], runs: Sequence[Run]) -> None:
+    """Refuse a client that no run knows, unless one is under way and may know it at its end."""
+    known = sorted({client for run in runs for client in run.shelf().clients()})
+    odd = [client for client in handed if client not in known]
+    if odd and all(run.finished for run in runs):
+        near = ", ".join(get_close_matches(odd[0], known, 8, 0.0)) or "none"
+        raise ServeError(f"serve: client '{odd[0]}' has no adapter of its own in any run here; those who have: {near}")
 
 
 def batch_of(backbone: Backbone, slots: Slots, limits: Limits) -> Batch:

@@ -10,16 +10,18 @@ A key's secret is shown once and never kept; the file that says what it opens ho
 
 import hashlib
 import hmac
+import logging
 import re
 import secrets
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from fedgen.errors import ServeError
+from fedgen.errors import FedgenError, ServeError
 from fedgen.plan import load, part_of, toml_of
 from fedgen.store import read_bytes, write_whole
 
+LOG = logging.getLogger(__name__)
 ALL = "*"  # among a key's users: every user's adapter
 
 
@@ -85,6 +87,24 @@ class Keys:
         return found
 
 
+class KeysFile:
+    """The keys of a file, read anew when it changes; one that cannot be read leaves the last ones in force."""
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        self._seen, self._keys = _stamp(path), Keys.read(path)
+
+    def who(self, secret: str) -> Who | None:
+        """Whose secret it is, by today's file."""
+        if (now := _stamp(self._path)) != self._seen:
+            self._seen = now
+            try:
+                self._keys = Keys.read(self._path)
+            except FedgenError as error:
+                LOG.warning("keys: what was read last stays in force: %s", error)
+        return self._keys.who(secret)
+
+
 def new_key() -> tuple[str, str]:
     """A new secret, and the hash that a keys file holds."""
     secret = f"fedgen-{secrets.token_urlsafe(32)}"
@@ -102,6 +122,12 @@ def add_key(path: Path, name: str, *, users: tuple[str, ...] = (), admin: bool =
     before = read_bytes(path).rstrip() + b"\n\n" if path.exists() else b""
     write_whole(path, before + "\n".join([f"[keys.{toml_of(name)}]", *lines, ""]).encode(), 0o600)
     return secret
+
+
+def _stamp(path: Path) -> tuple[int, int] | None:
+    """What changes with a file's content."""
+    seen = path.stat() if path.exists() else None
+    return (seen.st_mtime_ns, seen.st_ino) if seen else None
 
 
 def _hash(secret: str) -> str:

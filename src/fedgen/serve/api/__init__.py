@@ -6,6 +6,6 @@ and answered is plain dataclasses, which pydantic reads as well as its own.
 
 from fedgen.serve.api.app import app
 from fedgen.serve.api.guard import LOOPBACK, Door
-from fedgen.serve.api.server import Server
+from fedgen.serve.api.server import Server, listening
 
-__all__ = ["LOOPBACK", "Door", "Server", "app"]
+__all__ = ["LOOPBACK", "Door", "Server", "app", "listening"]

@@ -10,6 +10,7 @@ from fedgen.serve.api.models import of_name
 from fedgen.serve.api.service import Call
 from fedgen.serve.house import Stand
 from fedgen.serve.pool import load
+from fedgen.serve.pool.entries import owner_of
 
 
 async def load_adapter(call: Call, ask: LoadAsk) -> Done:
@@ -19,6 +20,9 @@ async def load_adapter(call: Call, ask: LoadAsk) -> Done:
 
 def _load(call: Call, ask: LoadAsk) -> Done:
     stand, name = of_name(call, ask.lora_name)
+    if not call.who.owns(owner := owner_of(name)):
+        said = f"lora_name: '{name}' is for a key of {owner}'s own; load it under another name"
+        raise RefusedError(said, status=403, code="not_owner", param="lora_name")
     within = call.service.door.within
     if within is None:
         raise RefusedError(
@@ -39,6 +43,9 @@ def _load(call: Call, ask: LoadAsk) -> Done:
 async def unload_adapter(call: Call, ask: UnloadAsk) -> Done:
     """Serve an adapter no more; rows at work finish under it."""
     stand, name = _found(call, ask.lora_name)
+    if (kind := stand.catalogue.find(name, call.who).kind) != "loaded":
+        said = f"lora_name: '{name}' is the run's own ({kind}), and stays; take out what was loaded by hand"
+        raise RefusedError(said, param="lora_name")
     stand.catalogue.remove(name)
     return Done(message=f"'{name}' is served no more")
 

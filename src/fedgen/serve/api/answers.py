@@ -298,12 +298,15 @@ class Told:
 class Course:
     """A run: how it went, where its clients lie, what it gained and saved, and how prompts are encoded for it.
 
-    `asks` is what its backbone is told; with `routes` it has clusters that prompts can be routed to.
+    `asks` is what its backbone is told, `plain` whether as it is or sealed alone, `longest` how many tokens of text it
+    reads and writes at most; with `routes` it has clusters that prompts can be routed to.
     """
 
     name: str
     type: Literal["text", "image"]
     asks: Literal["prompt", "label", "nothing"]
+    plain: bool
+    longest: int
     routes: bool
     backbone: str
     seconds: float

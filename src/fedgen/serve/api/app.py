@@ -1,12 +1,15 @@
 """The FastAPI application over a house: every path of the table, the page, and errors in one shape."""
 
+import asyncio
 from collections.abc import Awaitable, Callable, Mapping, MutableMapping
+from contextlib import ExitStack
 from importlib.metadata import version
 from typing import Any
 
 from fedgen.errors import ServeError
+from fedgen.report import markup
 from fedgen.serve import page
-from fedgen.serve.api import openapi
+from fedgen.serve.api import hearing, openapi
 from fedgen.serve.api.answers import packed
 from fedgen.serve.api.errors import Refusal, RefusedError, refusal
 from fedgen.serve.api.guard import GUEST, Door
@@ -24,6 +27,7 @@ POLICY = (
 )
 SAFE = {"X-Content-Type-Options": "nosniff", "Referrer-Policy": "no-referrer"}
 PAGE = {**SAFE, "Content-Security-Policy": POLICY, "Cache-Control": "no-cache"}
+DOCS = {**SAFE, "Content-Security-Policy": f"{markup.POLICY}; base-uri 'none'; frame-ancestors 'none'"}
 PRIVATE = {**SAFE, "Cache-Control": "no-store"}
 JSON = "application/json"
 PROMETHEUS = "text/plain; version=0.0.4; charset=utf-8"
@@ -81,8 +85,13 @@ def _endpoint(service: Service, route: Route) -> Any:
     async def endpoint(request: Request) -> Response:
         try:
             who = _asker(service.door, route, request.headers)
-            ask = parsed(route.ask, await body(request.headers, request.stream())) if route.ask else None
-            answer = await route.act(Call(service, who, request.path_params, request.receive), ask)
+            with ExitStack() as held:
+                ask = None
+                if route.ask is not None:
+                    await service.admit()
+                    held.callback(service.bodies.release)
+                    ask = parsed(route.ask, await body(request.headers, request.stream()))
+                answer = await route.act(Call(service, who, request.path_params, request.receive, held.close), ask)
         except (LeftError, ClientDisconnect):
             return Response(status_code=499)  # which nobody reads
         except Exception as error:  # noqa: BLE001  every error has the same shape
@@ -145,7 +154,7 @@ def _show(made: Any, service: Service) -> None:
         return Response(content, headers={**PAGE, "Content-Type": kind})
 
     async def docs(request: Request) -> Response:
-        return HTMLResponse(openapi.page(made.openapi()), headers=SAFE)
+        return HTMLResponse(openapi.page(made.openapi()), headers=DOCS)
 
     async def metrics(request: Request) -> Response:
         return Response(service.metrics.text(), headers={**SAFE, "Content-Type": PROMETHEUS})
@@ -155,12 +164,23 @@ def _show(made: Any, service: Service) -> None:
 
 
 class Gate:
-    """Lets nobody further who calls the server by a name that is not its own."""
+    """Lets nobody further who calls the server by a name that is not its own, and waits for no reader for ever."""
 
     def __init__(self, app: Any, door: Door) -> None:
         self._app, self._door = app, door
 
     async def __call__(self, scope: Scope, receive: Any, send: Send) -> None:
+        stalled = False
+
+        async def sent(message: MutableMapping[str, Any]) -> None:
+            nonlocal stalled
+            try:
+                async with asyncio.timeout(hearing.STALLED):
+                    await send(message)
+            except TimeoutError:
+                stalled = True
+                raise
+
         try:
             if scope["type"] == "http":
                 host = next((value for key, value in scope["headers"] if key == b"host"), b"")
@@ -168,11 +188,16 @@ class Gate:
         except RefusedError as error:
             await _answer(send, refusal(error))
         else:
-            await self._app(scope, receive, send)
+            try:
+                await self._app(scope, receive, sent)
+            except Exception:
+                if not stalled:
+                    raise
 
 
 async def _answer(send: Send, why: Refusal) -> None:
     content = packed(why.body)
-    heads = [(b"content-type", JSON.encode()), (b"content-length", str(len(content)).encode())]
+    said = {**PRIVATE, "Content-Type": JSON, "Content-Length": str(len(content))}
+    heads = [(name.lower().encode(), value.encode()) for name, value in said.items()]
     await send({"type": "http.response.start", "status": why.status, "headers": heads})
     await send({"type": "http.response.body", "body": content})

@@ -8,7 +8,7 @@ unknown: nothing that is asked is passed over in silence.
 import dataclasses
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, ClassVar, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 ROWS = 64  # rows a request
 LONG = 200  # characters of a name
@@ -26,6 +26,23 @@ def said(
     return dataclasses.field(default=default, metadata={key: one for key, one in limits.items() if one is not None})
 
 
+@dataclass(frozen=True)
+class Most:
+    """At most so many characters or items, where a field may be of several shapes."""
+
+    long: int
+
+    def __get_pydantic_core_schema__(self, source: Any, handler: Any) -> Any:
+        return {**handler(source), "max_length": self.long}
+
+
+Name = Annotated[str, Most(1024)]  # of adapters, as long as four with their run and their weights are
+Text = Annotated[str, Most(1 << 20)]
+Texts = Annotated[list[Text], Most(ROWS)]
+Sealed = Annotated[list[str], Most(ROWS)]
+Stops = Annotated[list[Name], Most(4)]
+
+
 @dataclass(frozen=True, kw_only=True)
 class Strict:
     """Nothing is converted, nothing unknown is taken."""
@@ -37,7 +54,7 @@ class Strict:
 class Part(Strict):
     """One adapter of a mixture, and how much of it."""
 
-    name: str = said("The adapter's name.", long=LONG)
+    name: Name = said("The adapter's name.")
     scale: float = said("How much of it.", 1.0, least=-10, most=10)
 
 
@@ -55,15 +72,15 @@ class Route(Strict):
 class Ask(Strict):
     """What texts and pictures have in common."""
 
-    model: str = said(
+    model: Name = said(
         "An adapter's name, or a mixture as A=0.7,B=0.3; RUN:NAME where several runs are served.", "", such="global"
     )
     n: int | None = said("How many answers, each of its own seed.", 1, least=1, most=ROWS)
     seed: int | None = said("The first answer's seed; drawn without one.", None, least=-EXACT, most=EXACT)
     stream: bool | None = said("Answer piece by piece, as server-sent events.", False)
-    user: str | None = said("Whom you ask for. Taken, and used for nothing.", None)
-    prompt_embeds: str | list[str] | None = said("Sealed prompts in place of plain ones, in base64.", None)
-    models: list[str] | None = said("Side by side: an answer under each, of one prompt and seed.", None, long=ROWS)
+    user: Text | None = said("Whom you ask for. Taken, and used for nothing.", None)
+    prompt_embeds: str | Sealed | None = said("Sealed prompts in place of plain ones, in base64.", None)
+    models: list[Name] | None = said("Side by side: an answer under each, of one prompt and seed.", None, long=ROWS)
     mix: list[Part] | None = said("Several adapters at once, in place of `model`.", None, long=8)
     route: Route | bool | None = said("Mix the clusters nearest to the prompt, in place of `model`.", None)
     fallback: bool | None = said("Take the next best of an adapter that is missing, and say so.", False)
@@ -84,7 +101,7 @@ class TextAsk(Ask):
 
     temperature: float | None = said("0 takes the likeliest token each time.", 1.0, least=0, most=2)
     top_p: float | None = said("Draw from the likeliest tokens that have this share.", 1.0, least=0, most=1)
-    stop: str | list[str] | None = said("End before any of these; at most 4 of them.", None)
+    stop: Name | Stops | None = said("End before any of these; at most 4 of them.", None)
     stream_options: StreamOptions | None = None
     frequency_penalty: float | None = said(NOT_DONE, None, least=0, most=0)
     presence_penalty: float | None = said(NOT_DONE, None, least=0, most=0)
@@ -95,7 +112,7 @@ class TextAsk(Ask):
 class CompletionAsk(TextAsk):
     """A text to be continued."""
 
-    prompt: str | list[str] | None = said("One text, or several.", None, such="The harbour")
+    prompt: Text | Texts | None = said("One text, or several.", None, such="The harbour")
     max_tokens: int | None = said("At most so many tokens.", 64, least=1, most=1 << 20)
     logprobs: int | None = said("Tell log-probabilities: each token's, and of so many others.", None, least=0, most=20)
     best_of: Literal[1] | None = said(NOT_DONE, None)
@@ -108,7 +125,7 @@ class TextPart(Strict):
     """A part of a message."""
 
     type: Literal["text"] = said("Text alone is read here.")
-    text: str = said("What it says.")
+    text: Text = said("What it says.")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -116,8 +133,8 @@ class Message(Strict):
     """One message of a conversation."""
 
     role: Literal["system", "developer", "user", "assistant"] = said("Who says it.", such="user")
-    content: str | list[TextPart] = said("What is said.", such="Tell me of the harbour.")
-    name: str | None = said("The speaker's name, for a template that shows it.", None)
+    content: Text | Annotated[list[TextPart], Most(1024)] = said("What is said.", such="Tell me of the harbour.")
+    name: Name | None = said("The speaker's name, for a template that shows it.", None)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -145,7 +162,7 @@ class ChatAsk(TextAsk):
 class ImageAsk(Ask):
     """Pictures to be drawn."""
 
-    prompt: str | None = said("What is to be seen.", None, such="a seven")
+    prompt: Text | None = said("What is to be seen.", None, such="a seven")
     label: str | None = said("The class to draw, of a backbone that knows classes and no prompts.", None, long=LONG)
     size: str | None = said("`auto`, or WIDTHxHEIGHT, which must be the backbone's own.", None, long=16)
     response_format: Literal["b64_json"] | None = said("Pictures come inside the answer, never by address.", None)
@@ -154,7 +171,7 @@ class ImageAsk(Ask):
     num_inference_steps: int | None = said("The same by diffusers' name.", None, least=1, most=1000)
     guidance: float | None = said("How closely to follow the prompt; 2 without it.", None, least=0, most=30)
     guidance_scale: float | None = said("The same by diffusers' name.", None, least=0, most=30)
-    lora: Part | list[Part] | None = said("The same as `mix`.", None)
+    lora: Part | Annotated[list[Part], Most(8)] | None = said("The same as `mix`.", None)
     partial_images: int | None = said("Sketches on the way, in a stream.", 0, least=0, most=3)
     negative_prompt: Literal[""] | None = said(NOT_DONE, None)
     quality: Literal["auto", "standard"] | None = said("There is one.", None)

@@ -1,18 +1,20 @@
 """From what a request says of adapters and prompts to rows for an engine."""
 
+import asyncio
 import base64
 import binascii
 import math
 import secrets
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
+from torch import Tensor
 
 from fedgen import sample
 from fedgen.encode import unseal
-from fedgen.errors import FedgenError, ServeError, UnknownError
+from fedgen.errors import FedgenError, LateError, ServeError
 from fedgen.records import Rows
 from fedgen.serve.api.answers import Under
 from fedgen.serve.api.asks import ROWS, Ask, ImageAsk, Part, Route
@@ -23,6 +25,7 @@ from fedgen.serve.house import House, Stand, Taken
 from fedgen.serve.keys import Who
 
 SEEDS = 1 << 31  # from so many one is drawn where none is given
+ENCODING = 30.0  # seconds that a prompt to be routed by may wait to be read
 
 
 @dataclass(frozen=True)
@@ -35,12 +38,12 @@ class Row:
 
 
 def rows_of(ask: Ask, takens: Sequence[Taken], prompts: int) -> list[Row]:
-    """Every answer to come: each prompt under each adapter, `n` times."""
-    first, times = ask.seed if ask.seed is not None else secrets.randbelow(SEEDS), ask.n or 1
-    found = [Row(prompt, taken, first + more) for prompt in range(prompts) for taken in takens for more in range(times)]
-    if len(found) > ROWS:
-        raise RefusedError(f"n: wanted at most {ROWS} answers to one request, came {len(found)}", param="n")
-    return found
+    """Every answer to come: each prompt under each adapter, `n` times; without a seed each prompt has its own."""
+    times = ask.n or 1
+    if (count := prompts * len(takens) * times) > ROWS:
+        raise RefusedError(f"n: wanted at most {ROWS} answers to one request, came {count}", param="n")
+    seeds = [secrets.randbelow(SEEDS) if ask.seed is None else ask.seed for _ in range(prompts)]
+    return [Row(at, taken, seed + more) for at, seed in enumerate(seeds) for taken in takens for more in range(times)]
 
 
 def put(
@@ -57,7 +60,7 @@ def put(
 def under(stand: Stand, rows: Sequence[Row], ends: Sequence[Ended], cached: int = 0) -> Under:
     """What each answer was given under."""
     return Under(
-        models=[row.taken.model for row in rows],
+        models=[row.taken.id for row in rows],
         hashes=[hashes(stand, row) for row in rows],
         fallback="; ".join(dict.fromkeys(row.taken.note for row in rows if row.taken.note)),
         waited=max(end.waited for end in ends),
@@ -74,8 +77,13 @@ def hashes(stand: Stand, row: Row) -> list[str]:
 # ---- adapters
 
 
-def choose(house: House, who: Who, ask: Ask, kind: str, plain: str | None) -> tuple[Stand, list[Taken]]:
-    """The run that answers, and under what; `plain` is the prompt to be routed by, where there is one."""
+def choose(house: House, who: Who, ask: Ask, kind: str, vector: Tensor | None) -> tuple[Stand, list[Taken]]:
+    """The run that answers, and under what; `vector` is what to be routed by, where that is asked for."""
+    stand, found = _chosen(house, who, ask, kind, vector)
+    return stand, [replace(taken, before=house.before(stand)) for taken in found]
+
+
+def _chosen(house: House, who: Who, ask: Ask, kind: str, vector: Tensor | None) -> tuple[Stand, list[Taken]]:
     parts, back = _parts(ask), bool(ask.fallback)
     ways = {"models": ask.models, "mix": parts, "route": ask.route not in (None, False)}
     said = [name for name, given in ways.items() if given]
@@ -85,15 +93,14 @@ def choose(house: House, who: Who, ask: Ask, kind: str, plain: str | None) -> tu
         return _side_by_side(house, who, ask.models, kind, back=back)
     if not ask.model and not said:
         raise RefusedError("model: wanted an adapter's name, see /v1/models, came none", param="model")
-    stand, name = house.stand(kind, ask.model or sample.BARE)
+    stand, name = house.stand(kind, ask.model or (parts[0].name if parts else sample.BARE))
     if parts:
-        mix = {part.name: part.scale for part in parts}
+        mix = {stand.local(part.name): part.scale for part in parts}
         if len(mix) < len(parts):
             raise RefusedError("mix: names one adapter twice; name it once, with the sum of its weights", param="mix")
         return stand, [stand.take(name, who, fallback=back, mix=mix)]
-    if "route" in said:
-        settings = ask.route if isinstance(ask.route, Route) else Route()
-        name = _routed(stand, who, settings, plain)
+    if vector is not None:
+        name = _routed(stand, who, ask.route if isinstance(ask.route, Route) else Route(), vector)
     return stand, [stand.take(name, who, fallback=back)]
 
 
@@ -114,17 +121,37 @@ def _side_by_side(house: House, who: Who, models: Sequence[str], kind: str, *, b
     return stand, [stand.take(name, who, fallback=back) for _, name in found]
 
 
-def _routed(stand: Stand, who: Who, route: Route, plain: str | None) -> str:
-    """The mixture for this prompt."""
-    if route.vector is None and plain is None:
+async def pointed(house: House, ask: Ask, kind: str, plain: str | None) -> Tensor | None:
+    """What to be routed by, where that is asked for: the vector that came, or the plain prompt, encoded here."""
+    if not ask.route:
+        return None
+    if isinstance(ask.route, Route) and ask.route.vector is not None:
+        return torch.tensor(ask.route.vector)
+    if plain is None:
         raise RefusedError("route: wanted a `vector`, as the prompt is sealed and cannot be read here", param="route")
+    stand, _ = house.stand(kind, ask.model or sample.BARE)
     try:
-        vector = stand.encode(plain or "") if route.vector is None else torch.tensor(route.vector)
+        async with asyncio.timeout(ENCODING):
+            return await asyncio.shield(asyncio.wrap_future(stand.encode(plain)))  # which the engine fills in any case
+    except TimeoutError:
+        raise LateError(f"route: the prompt was not encoded within {ENCODING:.0f} s; send a vector") from None
+    except ServeError as error:
+        raise _unrouted(stand, error) from None
+
+
+def _routed(stand: Stand, who: Who, route: Route, vector: Tensor) -> str:
+    """The mixture for this prompt."""
+    try:
         return stand.route(vector, who, top=route.top, spread=route.spread, gain=route.gain)
-    except UnknownError:
-        raise
-    except ServeError as error:  # which may name the run's folder on this machine
-        raise RefusedError(str(error).replace(str(stand.run.folder), stand.name), param="route") from None
+    except ServeError as error:
+        raise _unrouted(stand, error) from None
+
+
+def _unrouted(stand: Stand, error: ServeError) -> ServeError:
+    """Why a prompt cannot be routed, which may name the run's folder on this machine."""
+    if type(error) is not ServeError:  # has a status of its own
+        return error
+    return RefusedError(str(error).replace(str(stand.run.folder), stand.name), param="route")
 
 
 # ---- prompts

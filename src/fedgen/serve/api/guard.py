@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from fedgen.serve.api.errors import RefusedError
-from fedgen.serve.keys import Keys, Who
+from fedgen.serve.keys import Keys, KeysFile, Who
 
 GUEST = Who("guest")  # whoever has no key, where none is needed
 LOOPBACK = ("localhost", "127.0.0.1", "[::1]")
@@ -20,7 +20,7 @@ class Door:
     that an admin may load.
     """
 
-    keys: Keys
+    keys: Keys | KeysFile
     open: bool = False
     hosts: tuple[str, ...] = ()
     origins: tuple[str, ...] = ()

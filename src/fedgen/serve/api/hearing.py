@@ -49,6 +49,14 @@ class Hearing:
         self._heard: deque[Heard] = deque()
         self._left = False
 
+    def __enter__(self) -> "Hearing":
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, *rest: object) -> None:
+        """Whatever goes wrong, no row is left at work for nobody."""
+        if kind is not None:
+            self.leave()
+
     def ear(self, at: int) -> Callable[[Event], None]:
         """What the row `at` is given to tell."""
         last, first = time.monotonic(), True

@@ -11,9 +11,10 @@ from torch import Tensor
 from fedgen import sheet
 from fedgen.backbones import DiffusionBackbone
 from fedgen.records import Document, Rows
+from fedgen.serve.api import runs
 from fedgen.serve.api.answers import Picture, Pictures
 from fedgen.serve.api.asks import ImageAsk
-from fedgen.serve.api.choosing import Row, choose, hashes, opened, put, refuse_plain, rows_of, under
+from fedgen.serve.api.choosing import Row, choose, hashes, opened, pointed, put, refuse_plain, rows_of, under
 from fedgen.serve.api.errors import RefusedError
 from fedgen.serve.api.hearing import Heard, Hearing, Stream, begun, event_of, whole
 from fedgen.serve.api.service import Call
@@ -47,18 +48,19 @@ class Sitting:
     def picture(self, at: int, picture: Tensor) -> Picture:
         """One picture as it is answered."""
         row = self.rows[at]
-        return Picture(b64_json=self.png(at, picture), seed=row.seed, model=row.taken.model)
+        return Picture(b64_json=self.png(at, picture), seed=row.seed, model=row.taken.id)
 
 
 async def draw(call: Call, ask: ImageAsk) -> Pictures | Stream:
     """Draw pictures."""
-    if ask.partial_images and not ask.stream:
-        raise RefusedError("partial_images: wanted stream = true beside it", param="partial_images")
-    hearing = Hearing(call.service.metrics, "image")
-    sitting = await asyncio.to_thread(_put, call, ask, hearing)
-    if ask.stream:
-        return await begun(hearing, call.receive, Speaker(sitting).say)
-    heard = await whole(hearing, call.receive)
+    _check(call, ask)
+    vector = await pointed(call.house, ask, "image", ask.prompt)
+    with Hearing(call.service.metrics, "image") as hearing:
+        sitting = await asyncio.to_thread(_put, call, ask, vector, hearing)
+        call.queued()
+        if ask.stream:
+            return await begun(hearing, call.receive, Speaker(sitting).say)
+        heard = await whole(hearing, call.receive)
     drawn = {at: event.picture for at, event in heard if isinstance(event, Drawn)}
     ends = [event for _, event in heard if isinstance(event, Ended)]
     data = await asyncio.to_thread(lambda: [sitting.picture(at, drawn[at]) for at in sorted(drawn)])
@@ -67,22 +69,32 @@ async def draw(call: Call, ask: ImageAsk) -> Pictures | Stream:
     )
 
 
-def _put(call: Call, ask: ImageAsk, hearing: Hearing) -> Sitting:
-    """Queue all pictures; away from the loop, as prompts are read on the way."""
-    given = [name for name in ("prompt", "label", "prompt_embeds") if getattr(ask, name) is not None]
+def _given(ask: ImageAsk) -> list[str]:
+    return [name for name in ("prompt", "label", "prompt_embeds") if getattr(ask, name) is not None]
+
+
+def _check(call: Call, ask: ImageAsk) -> None:
+    """Refuse what can be seen to be wrong at once."""
+    if ask.partial_images and not ask.stream:
+        raise RefusedError("partial_images: wanted stream = true beside it", param="partial_images")
+    given = _given(ask)
     if len(given) != 1:
         came = " and ".join(given) or "none"
         raise RefusedError(f"prompt: wanted one of prompt, label and prompt_embeds, came {came}", param="prompt")
     if ask.prompt_embeds is None:
         refuse_plain(call.house)
-    stand, takens = choose(call.house, call.who, ask, "image", ask.prompt)
+
+
+def _put(call: Call, ask: ImageAsk, vector: Tensor | None, hearing: Hearing) -> Sitting:
+    """Queue all pictures; away from the loop, as prompts are read on the way."""
+    stand, takens = choose(call.house, call.who, ask, "image", vector)
     size = _size(stand, ask.size)
     steps, guidance = _one(ask, "steps", "num_inference_steps"), _one(ask, "guidance", "guidance_scale")
     asked = _asked(stand, ask)
     sitting = Sitting(
         stand, rows_of(ask, takens, len(asked)), int(STEPS if steps is None else steps),
         GUIDANCE if guidance is None else guidance,
-        {name: str(getattr(ask, name)) for name in given if name != "prompt_embeds"}, int(time.time()), size,
+        {name: str(getattr(ask, name)) for name in _given(ask) if name != "prompt_embeds"}, int(time.time()), size,
     )  # fmt: skip
     sketches = ask.partial_images or 0
     wishes = [Draw(asked[row.prompt], sitting.steps, sitting.guidance, row.seed, sketches) for row in sitting.rows]
@@ -92,6 +104,10 @@ def _put(call: Call, ask: ImageAsk, hearing: Hearing) -> Sitting:
 
 def _asked(stand: Stand, ask: ImageAsk) -> Sequence[Document | Rows]:
     if ask.prompt_embeds is None:
+        wanted, came = runs.asks(stand.backbone), _given(ask)[0]
+        if came != wanted and (wanted != "nothing" or ask.prompt or ask.label):
+            remedy = "an empty prompt" if wanted == "nothing" else f"a {wanted}"
+            raise RefusedError(f"{came}: run '{stand.name}' draws by {wanted}; give {remedy} instead", param=came)
         return [Document("", "", prompt=ask.prompt or "", label=ask.label or "")]
     found = opened(stand, ask.prompt_embeds)
     if ask.route and len(found) > 1:
@@ -148,5 +164,5 @@ class Speaker:
     def _told(self, name: str, at: int, picture: Tensor, more: dict[str, object]) -> bytes:
         kind, sitting = f"image_generation.{name}", self._sitting
         about = {"created_at": sitting.created, "size": sitting.size, "output_format": "png"}
-        known = {"type": kind, "index": at, "b64_json": sitting.png(at, picture), "model": sitting.rows[at].taken.model}
+        known = {"type": kind, "index": at, "b64_json": sitting.png(at, picture), "model": sitting.rows[at].taken.id}
         return event_of({**known, **about, **more}, kind)

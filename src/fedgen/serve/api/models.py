@@ -37,8 +37,10 @@ async def one_model(call: Call, ask: None) -> Model:
 async def list_runs(call: Call, ask: None) -> list[Course]:
     """How the served runs went, and what they gained."""
     stands = call.house.stands.values()
-    library = call.service.library
-    return await asyncio.to_thread(lambda: [runs.course(library.digest(one), one, call.who) for one in stands])
+    library, plain = call.service.library, call.house.plain
+    return await asyncio.to_thread(
+        lambda: [runs.course(library.digest(one), one, call.who, plain=plain) for one in stands]
+    )
 
 
 def of_name(call: Call, name: str) -> tuple[Stand, str]:
@@ -66,7 +68,7 @@ def _all(call: Call) -> Iterator[tuple[Stand, Entry]]:
 
 def _model(call: Call, stand: Stand, entry: Entry) -> Model:
     run, bare = call.service.library.digest(stand), entry.kind == BARE
-    before = f"{stand.name}:" if len(call.house.stands) > 1 else ""
+    before = call.house.before(stand)
     content = stand.backbone.hash if bare else entry.adapter.hash
     return Model(
         id=before + entry.name,

@@ -1,10 +1,12 @@
 """From the bytes of a request to what was asked, or to one line that says what is wrong with it."""
 
+import asyncio
 import dataclasses
 import json
 import re
 from collections.abc import AsyncIterator, Mapping
 from functools import cache
+from itertools import islice
 from typing import Any, TypeVar
 
 from fedgen.serve.api.asks import NOT_DONE
@@ -12,8 +14,10 @@ from fedgen.serve.api.errors import RefusedError
 
 T = TypeVar("T")
 LIMIT = 8 << 20  # bytes of a body
+ARRIVAL = 60.0  # seconds for a body to come
+WRONGS = 1000  # more things than so many are not told apart
 SHOWN = 60  # characters of what came
-TAG = re.compile(r"[A-Z\[]|^(str|bool|int|float)$")  # what pydantic puts between field names, where several shapes fit
+TAG = re.compile(r"[A-Z\[]|^(constrained-)?(str|bool|int|float)$")  # what pydantic puts between names
 
 
 async def body(headers: Mapping[str, str], parts: AsyncIterator[bytes]) -> bytes:
@@ -24,10 +28,14 @@ async def body(headers: Mapping[str, str], parts: AsyncIterator[bytes]) -> bytes
     if not said.isdecimal() or int(said) > LIMIT:
         raise _too_long()
     found = bytearray()
-    async for part in parts:
-        found += part
-        if len(found) > LIMIT:
-            raise _too_long()
+    try:
+        async with asyncio.timeout(ARRIVAL):
+            async for part in parts:
+                found += part
+                if len(found) > LIMIT:
+                    raise _too_long()
+    except TimeoutError:
+        raise RefusedError(f"body: did not come within {ARRIVAL:.0f} s; send it again", status=408) from None
     return bytes(found)
 
 
@@ -53,9 +61,15 @@ def parsed(shape: type[T], raw: bytes) -> T:
         kind: Any = shape
         found: T = adapter(kind).validate_json(raw)
     except ValidationError as error:
-        wrong = error.errors(include_url=False, include_context=False)
-        raise _refused(shape, max(wrong, key=lambda one: len(one["loc"]))) from None  # of several shapes, the likeliest
+        if error.error_count() > WRONGS:
+            raise RefusedError(f"body: more than {WRONGS} things in it are wrong; see /docs") from None
+        raise _refused(shape, max(error.errors(include_url=False, include_context=False), key=_likely)) from None
     return found
+
+
+def _likely(wrong: Mapping[str, Any]) -> tuple[int, bool]:
+    """Where several shapes might be meant, it is the one that was met furthest, or in its kind at least."""
+    return len(wrong["loc"]), not wrong["type"].endswith("_type")
 
 
 def _refused(shape: type[Any], wrong: Mapping[str, Any]) -> RefusedError:
@@ -75,7 +89,7 @@ def _refused(shape: type[Any], wrong: Mapping[str, Any]) -> RefusedError:
 
 
 def _shown(value: object) -> str:
-    text = json.dumps(value, default=str)
+    text = "".join(islice(json.JSONEncoder(default=str).iterencode(value), SHOWN + 1))  # not all of a long list
     return text if len(text) <= SHOWN else text[:SHOWN] + " ..."
 
 

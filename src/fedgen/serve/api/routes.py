@@ -35,7 +35,7 @@ class Route:
     def statuses(self) -> list[int]:
         """Every status beside 200: those of keys and bodies, and its own."""
         keys = {"anyone": [], "key": [401], "admin": [401, 403]}[self.askers]
-        return sorted({400, 500, *keys, *([413, 415] if self.ask is not None else []), *self.errors})
+        return sorted({400, 500, *keys, *([408, 413, 415, 429] if self.ask is not None else []), *self.errors})
 
 
 async def health(call: Call, ask: None) -> answers.Standing:

@@ -15,6 +15,7 @@ from fedgen.report.digest import BACKBONE, CLUSTER, PERSONAL, Digest
 from fedgen.roster import CENTROIDS, CLUSTERS
 from fedgen.run import JOURNAL, SCORES
 from fedgen.serve.api.answers import Course, Group, Measure, Point, Told, Turn
+from fedgen.serve.engine.writing import Writing
 from fedgen.serve.house import Stand
 from fedgen.serve.keys import Who
 
@@ -38,13 +39,16 @@ class Library:
         return before[1]
 
 
-def course(run: Digest, stand: Stand, who: Who) -> Course:
+def course(run: Digest, stand: Stand, who: Who, *, plain: bool) -> Course:
     """How a run went, as far as this asker may know."""
     kinds = [kind for kind in run.kinds if kind != BACKBONE]
+    batch = stand.engine.batch
     return Course(
         name=stand.name,
         type="image" if stand.kind == "image" else "text",
-        asks=_asks(stand.backbone),
+        asks=asks(stand.backbone),
+        plain=plain,
+        longest=batch.length if isinstance(batch, Writing) else 0,
         routes=(stand.run.folder / CENTROIDS).is_file(),
         backbone=stand.backbone.name,
         seconds=float(run.sum("seconds")),
@@ -65,7 +69,7 @@ def course(run: Digest, stand: Stand, who: Who) -> Course:
     )
 
 
-def _asks(backbone: Backbone) -> Literal["prompt", "label", "nothing"]:
+def asks(backbone: Backbone) -> Literal["prompt", "label", "nothing"]:
     """What the backbone is told of a picture; a text is always begun."""
     told = backbone.condition if isinstance(backbone, DiffusionBackbone) else None
     return "label" if isinstance(told, Classes) else "nothing" if isinstance(told, Unasked) else "prompt"

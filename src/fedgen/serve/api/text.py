@@ -7,11 +7,13 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from torch import Tensor
+
 from fedgen.backbones import LanguageBackbone
 from fedgen.records import Rows
 from fedgen.serve.api.answers import Cached, ChatCompletion, Completion, Under, Usage
 from fedgen.serve.api.asks import ChatAsk, CompletionAsk, Message, TextAsk
-from fedgen.serve.api.choosing import Row, choose, opened, put, refuse_plain, rows_of, under
+from fedgen.serve.api.choosing import Row, choose, opened, pointed, put, refuse_plain, rows_of, under
 from fedgen.serve.api.errors import RefusedError
 from fedgen.serve.api.forms import CHAT, PLAIN, Form, Written
 from fedgen.serve.api.hearing import DONE, Heard, Hearing, Stream, begun, event_of, whole
@@ -19,7 +21,7 @@ from fedgen.serve.api.service import Call
 from fedgen.serve.engine.wishes import Ended, Piece, Write
 from fedgen.serve.house import Stand
 
-STOPS, TOKENS = 4, 64
+TOKENS = 64
 
 
 async def complete(call: Call, ask: CompletionAsk) -> Completion | ChatCompletion | Stream:
@@ -59,8 +61,8 @@ class Given:
 def _manner(ask: TextAsk, tokens: int | None, likely: int) -> Callable[[str | Rows, int], Write]:
     """How every prompt is continued."""
     stops = [ask.stop] if isinstance(ask.stop, str) else ask.stop or []
-    if len(stops) > STOPS or not all(stops):
-        raise RefusedError(f"stop: wanted at most {STOPS} words, none of them empty, came {stops!r:.80}", param="stop")
+    if not all(stops):
+        raise RefusedError("stop: wanted words, none of them empty, came an empty one", param="stop")
     heat = 1.0 if ask.temperature is None else ask.temperature
     top = 1.0 if ask.top_p is None else ask.top_p
     return lambda prompt, seed: Write(prompt, tokens or TOKENS, heat, top, seed, tuple(stops), likely)
@@ -120,17 +122,18 @@ def _ends(written: Sequence[Written]) -> list[Ended]:
 async def _answered(
     call: Call, ask: TextAsk, given: Given, form: Form, manner: Callable[[str | Rows, int], Write]
 ) -> Completion | ChatCompletion | Stream:
-    hearing = Hearing(call.service.metrics, "text")
-    question = await asyncio.to_thread(_put, call, ask, given, form, manner, hearing=hearing)
-    if ask.stream:
-        options = ask.stream_options
-        speaker = Speaker(question, counts=bool(options and options.include_usage))
-        return await begun(hearing, call.receive, speaker.say, DONE)
-    if ask.stream_options is not None:
-        raise RefusedError("stream_options: wanted stream = true beside it", param="stream_options")
-    written = [Written() for _ in question.rows]
-    for at, event in await whole(hearing, call.receive):
-        _take(written[at], event)
+    _check(call, ask, given)
+    vector = await pointed(call.house, ask, "text", given.plain)
+    with Hearing(call.service.metrics, "text") as hearing:
+        question = await asyncio.to_thread(_put, call, ask, given, form, manner, vector=vector, hearing=hearing)
+        call.queued()
+        if ask.stream:
+            options = ask.stream_options
+            speaker = Speaker(question, counts=bool(options and options.include_usage))
+            return await begun(hearing, call.receive, speaker.say, DONE)
+        written = [Written() for _ in question.rows]
+        for at, event in await whole(hearing, call.receive):
+            _take(written[at], event)
     choices = [form.choice(at, one, question.told) for at, one in enumerate(written)]
     return form.whole(**question.head, choices=choices, usage=question.usage(written), fedgen=question.under(written))
 
@@ -140,17 +143,24 @@ def _take(written: Written, event: object) -> None:
         written.add(event)
 
 
-def _put(
-    call: Call, ask: TextAsk, given: Given, form: Form, manner: Callable[[str | Rows, int], Write], *, hearing: Hearing
-) -> Question:
-    """Queue a question's rows; away from the loop, as prompts are read on the way."""
+def _check(call: Call, ask: TextAsk, given: Given) -> None:
+    """Refuse what can be seen to be wrong at once."""
+    if ask.stream_options is not None and not ask.stream:
+        raise RefusedError("stream_options: wanted stream = true beside it", param="stream_options")
     if (given.came is None) == (ask.prompt_embeds is None):
         raise RefusedError(f"{given.name}: wanted either {given.name} or prompt_embeds", param=given.name)
     if given.came is not None:
         refuse_plain(call.house)
     if given.came is not None and not given.came:
         raise RefusedError(f"{given.name}: wanted at least one, came none", param=given.name)
-    stand, takens = choose(call.house, call.who, ask, "text", given.plain)
+
+
+def _put(
+    call: Call, ask: TextAsk, given: Given, form: Form, manner: Callable[[str | Rows, int], Write], *,
+    vector: Tensor | None, hearing: Hearing,
+) -> Question:  # fmt: skip
+    """Queue a question's rows; away from the loop, as prompts are read on the way."""
+    stand, takens = choose(call.house, call.who, ask, "text", vector)
     prompts = given.read(stand) if ask.prompt_embeds is None else opened(stand, ask.prompt_embeds)
     if ask.route and len(prompts) > 1:
         raise RefusedError(f"route: wanted one prompt, which it is chosen for, came {len(prompts)}", param="route")
@@ -160,7 +170,7 @@ def _put(
     head = {
         "id": form.prefix + uuid.uuid4().hex,
         "created": int(time.time()),
-        "model": takens[0].model,
+        "model": takens[0].id,
         "system_fingerprint": stand.backbone.hash[:12],
     }
     return Question(form, stand, head, rows, told=wishes[0][1].likely >= 0)

@@ -28,7 +28,7 @@ class Drawing:
         self.slots = slots
         self.rows = rows
         self._work: dict[Job, tuple[Draw, Canvas]] = {}
-        self._read = functools.lru_cache(REMEMBERED)(backbone.seal)
+        self._read = functools.lru_cache(REMEMBERED)(lambda user, prompt: backbone.seal(prompt))
         self._under = Under(slots)
 
     @property
@@ -61,13 +61,13 @@ class Drawing:
         with contextlib.ExitStack() as undo:
             self.slots.hold(job.under)
             undo.callback(self.slots.release, job.under)
-            self._work[job] = wish, self._begun(wish)
+            self._work[job] = wish, self._begun(job.user, wish)
             undo.pop_all()
 
     def leave(self, job: Job) -> None:
         """Drop a picture as it is."""
-        del self._work[job]
-        self.slots.release(job.under)
+        if self._work.pop(job, None):
+            self.slots.release(job.under)
         if not self._work:
             self._under.rest()
 
@@ -79,14 +79,15 @@ class Drawing:
         sound = torch.stack([canvas.made.isfinite().all() for canvas in canvases]).tolist()
         return [job for job, fine in zip(list(self._work), sound, strict=True) if self._over(job, fine)]
 
-    def _begun(self, wish: Draw) -> Canvas:
+    def _begun(self, user: str, wish: Draw) -> Canvas:
+        asked = self._asked(user, wish.asked)
         draw = seeds.generator(wish.seed, -1, "", "sample")  # as `fedgen generate` draws it
-        return self.backbone.begin([self._asked(wish.asked)], [draw], steps=wish.steps, guidance=wish.guidance)
+        return self.backbone.begin([asked], [draw], steps=wish.steps, guidance=wish.guidance)
 
-    def _asked(self, asked: Document | Rows) -> Document | Rows:
-        """A prompt is read once while it is remembered."""
+    def _asked(self, user: str, asked: Document | Rows) -> Document | Rows:
+        """A user's prompt is read once while it is remembered; nobody can tell by the time what others have asked."""
         if isinstance(asked, Document) and isinstance(self.backbone.condition, Prompts):
-            return self._read(asked.prompt)
+            return self._read(user, asked.prompt)
         return asked
 
     def _turns(self) -> list[Mixture]:
@@ -96,22 +97,27 @@ class Drawing:
         return [mixed for mixed, rows in work for _ in range(rows // each)]
 
     def _over(self, job: Job, sound: bool) -> bool:
+        """Whether a picture is over, and then out. One that cannot be told is, and the others do not hear of it."""
+        try:
+            over = self._told(job, sound)
+        except Exception as error:  # noqa: BLE001  one picture's trouble is not the others'
+            with contextlib.suppress(Exception):
+                job.tell(Broken(error))
+            over = True
+        if over:
+            self.leave(job)
+        return over
+
+    def _told(self, job: Job, sound: bool) -> bool:
         """Tell a job how its picture stands, and whether that was the last of it."""
         wish, canvas = self._work[job]
-        try:
-            if not sound:
-                said = f"picture: turned to NaN or infinity at step {canvas.done} of {canvas.steps}"
-                raise BackboneError(f"{said}; ask for other steps, less guidance, or another adapter")
-            if canvas.done < canvas.steps:
-                self._show(job, canvas, wish.sketches)
-                return False
-            picture = self.backbone.shown(canvas.made)[0]
-        except BackboneError as error:
-            self.leave(job)
-            job.tell(Broken(error))
-            return True
-        self.leave(job)
-        job.tell(Drawn(picture))
+        if not sound:
+            said = f"picture: turned to NaN or infinity at step {canvas.done} of {canvas.steps}"
+            raise BackboneError(f"{said}; ask for other steps, less guidance, or another adapter")
+        if canvas.done < canvas.steps:
+            self._show(job, canvas, wish.sketches)
+            return False
+        job.tell(Drawn(self.backbone.shown(canvas.made)[0]))
         job.ended("stop", made=wish.steps)
         return True
 

@@ -2,17 +2,17 @@
 
 import time
 from collections import OrderedDict, deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 
-from fedgen.errors import BusyError
+from fedgen.errors import BusyError, ServeError
 from fedgen.serve.engine.wishes import Job
 
 
 class Line:
-    """Jobs that wait. A quarter of the places is kept for users who have nothing waiting yet."""
+    """Jobs that wait. No user has more than three quarters of the places, so there is room for another one."""
 
     def __init__(self, places: int) -> None:
-        self.places = places
+        self.places, self.most = places, places - places // 4
         self._waiting: OrderedDict[str, deque[Job]] = OrderedDict()  # the next user's turn is the first one's
         self._count = 0
 
@@ -23,8 +23,9 @@ class Line:
         """All of one user's jobs, or none if they do not fit; `after` so many seconds it may be worth asking again."""
         user = jobs[0].user
         own = len(self._waiting.get(user, ()))
-        room = self.places - self._count - (self.places // 4 if own else 0)
-        if len(jobs) > room:
+        if len(jobs) > self.most:
+            raise ServeError(f"queue: {len(jobs)} rows are more than the {self.most} that one may have; ask for fewer")
+        if own + len(jobs) > self.most or self._count + len(jobs) > self.places:
             said = f"queue: {self._count} of {self.places} places are taken, {own} of them yours, and {len(jobs)} more"
             raise BusyError(f"{said} do not fit; ask again in {after:.0f} s", after)
         self._waiting.setdefault(user, deque()).extend(jobs)
@@ -48,16 +49,18 @@ class Line:
         self._count += 1
 
     def drop(self, wanted: Callable[[Job], bool]) -> list[Job]:
-        """Take out all jobs that nobody wants any more."""
-        dropped = [job for job in self._all() if not wanted(job)]
-        if dropped:
-            kept = {user: deque(filter(wanted, own)) for user, own in self._waiting.items()}
-            self._waiting = OrderedDict((user, own) for user, own in kept.items() if own)
-            self._count -= len(dropped)
+        """Take out all jobs that nobody wants any more. Each is judged once: time goes on, and so does who leaves."""
+        kept: OrderedDict[str, deque[Job]] = OrderedDict()
+        dropped = []
+        for user, own in self._waiting.items():
+            for job in own:
+                if wanted(job):
+                    kept.setdefault(user, deque()).append(job)
+                else:
+                    dropped.append(job)
+        self._waiting = kept
+        self._count -= len(dropped)
         return dropped
-
-    def _all(self) -> Iterator[Job]:
-        return (job for own in self._waiting.values() for job in own)
 
 
 def on_time(job: Job) -> bool:

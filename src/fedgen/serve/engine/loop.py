@@ -8,7 +8,7 @@ import threading
 import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future
-from typing import Protocol, TypeVar
+from typing import Any, Protocol, TypeVar
 
 import torch
 
@@ -48,13 +48,13 @@ class Batch(Protocol):
 
 
 class Engine:
-    """A batch, its queue and its thread. Rows of one question join together or wait together, in the queue's order."""
+    """A batch, its queue and its thread. All rows of a question get into the queue, or none."""
 
     def __init__(self, batch: Batch, places: int, bare: Callable[[], contextlib.AbstractContextManager[None]]) -> None:
         self.batch = batch
         self._line = Line(places)
         self._bare = bare
-        self._calls: queue.SimpleQueue[Callable[[], None]] = queue.SimpleQueue()
+        self._calls: queue.SimpleQueue[tuple[Callable[[], Any], Future[Any]]] = queue.SimpleQueue()
         self._change = threading.Condition()
         self._at_work: list[Job] = []
         self._open = True
@@ -65,6 +65,11 @@ class Engine:
     def start(self) -> None:
         """Begin to answer."""
         self._thread.start()
+
+    @property
+    def alive(self) -> bool:
+        """Whether its thread is at work."""
+        return self._thread.is_alive()
 
     @property
     def waiting(self) -> int:
@@ -95,18 +100,10 @@ class Engine:
     def call(self, act: Callable[[], T]) -> "Future[T]":
         """Have the thread do something with the bare backbone between two steps."""
         done: Future[T] = Future()
-
-        def called() -> None:
-            try:
-                with self._bare():
-                    done.set_result(act())
-            except Exception as error:  # noqa: BLE001  whatever it is, it belongs to who called
-                done.set_exception(error)
-
         with self._change:
             if not self._open:
                 raise ClosedError("the server is stopping and takes no more questions; ask it when it is back")
-            self._calls.put(called)
+            self._calls.put((act, done))
             self._change.notify()
         return done
 
@@ -122,13 +119,35 @@ class Engine:
     # ---- the thread
 
     def _work(self) -> None:
-        with torch.no_grad():
-            while self._wait():
-                while not self._calls.empty():
-                    self._calls.get()()
-                self._sweep()
-                self._admit()
-                self._step()
+        try:
+            with torch.no_grad():
+                while self._wait():
+                    while not self._calls.empty():
+                        self._answer(*self._calls.get())
+                    self._sweep()
+                    self._admit()
+                    self._step()
+        except Exception:
+            LOG.exception("the engine of %s has died", type(self.batch).__name__)
+            with self._change:
+                self._open = False
+                left = [*self._line.drop(lambda job: False), *self._at_work]
+            failed = ClosedError("the engine has failed; the server has to be started again")
+            for job in left:
+                job.tell(Broken(failed))
+            while not self._calls.empty():
+                _, done = self._calls.get()
+                if done.set_running_or_notify_cancel():
+                    done.set_exception(failed)
+
+    def _answer(self, act: Callable[[], Any], done: "Future[Any]") -> None:
+        if not done.set_running_or_notify_cancel():  # nobody waits for it
+            return
+        try:
+            with self._bare():
+                done.set_result(act())
+        except Exception as error:  # noqa: BLE001  whatever it is, it belongs to who called
+            done.set_exception(error)
 
     def _wait(self) -> bool:
         """Sleep until there is something to do; False at the end."""
@@ -156,8 +175,8 @@ class Engine:
             job.tell(Broken(ClosedError("the server is stopping; ask it again when it is back")))
 
     def _out(self, job: Job) -> None:
-        self._at_work.remove(job)
         self.batch.leave(job)
+        self._at_work.remove(job)
 
     def _break(self, job: Job, error: Exception) -> None:
         if not isinstance(error, FedgenError):

@@ -21,6 +21,7 @@ class Under:
         self._gathered[kind] = known or (rows, self._slots.gather(rows))
         if rows != self._now:
             self._carried.close()
+            self._now = []  # should what follows fail, nothing is carried
             self._carried.enter_context(self._slots.carry(self._gathered[kind][1]))
             self._now = rows
 

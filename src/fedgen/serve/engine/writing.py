@@ -15,7 +15,7 @@ from torch import Tensor
 from fedgen import seeds
 from fedgen.backbones import LanguageBackbone
 from fedgen.backbones.sampling import Taste, choose
-from fedgen.backbones.spelling import Spelling
+from fedgen.backbones.spelling import LETTERS, Spelling
 from fedgen.errors import BusyError, ServeError
 from fedgen.serve.engine.prefixes import Prefixes
 from fedgen.serve.engine.reader import Reader
@@ -82,10 +82,14 @@ class Writing:
         """Refuse what can never be written."""
         if not isinstance(wish, Write):
             raise ServeError(f"backbone '{self.backbone.name}' writes text and draws no pictures; ask one that does")
-        fair = wish.tokens >= 1 and 0 <= wish.temperature < math.inf and 0 < wish.top_p <= 1
+        fair = wish.tokens >= 1 and 0 <= wish.temperature < math.inf and 0 <= wish.top_p <= 1
         if not fair or "" in wish.stop:
-            said = "wanted 1 token or more, a temperature from 0, top_p above 0 and at most 1, and no empty stop word"
-            raise ServeError(f"text: {said}, came {wish.tokens}, {wish.temperature}, {wish.top_p} and {wish.stop}")
+            said = "wanted 1 token or more, a temperature from 0, top_p from 0 to 1, and no empty stop word"
+            came = f"{wish.tokens}, {wish.temperature}, {wish.top_p} and {len(wish.stop)} stop words"
+            raise ServeError(f"text: {said}, came {came}")
+        if isinstance(wish.prompt, str) and len(wish.prompt) > self.length * LETTERS:  # not even read for it
+            said = f"{len(wish.prompt)} characters are more than the {self.length} tokens"
+            raise ServeError(f"prompt: {said} that '{self.backbone.name}' reads here; shorten it")
         given = len(self.backbone.given(wish.prompt))
         if given + wish.tokens > self.length:
             most = f"one of {self.length - 1} tokens leaves room for one" if given >= self.length else (
@@ -110,11 +114,12 @@ class Writing:
     def _seated(self, job: Job) -> Row:
         wish = job.wish
         assert isinstance(wish, Write)  # it was checked
-        ids = self.backbone.ids(wish.prompt) if isinstance(wish.prompt, str) else []
+        given = self.backbone.given(wish.prompt)
+        ids = given.tolist() if isinstance(wish.prompt, str) else []
         taste = Taste(seeds.generator(wish.seed, -1, "", "sample"), wish.temperature, wish.top_p)
         voice = Voice(Spelling(self.backbone.tokenizer, ids or [self.backbone.end]), wish.stop)
         place = min(set(range(len(self._writing), self.rows)) - {row.place for row in self._joining})
-        row = Row(job, wish, self.backbone.given(wish.prompt), taste, voice, place, ids)
+        row = Row(job, wish, given, taste, voice, place, ids)
         known = self.prefixes.find(job.user, row.mixture, ids)
         if known is not None:
             self._slab.write(place, known)
@@ -122,17 +127,18 @@ class Writing:
         return row
 
     def leave(self, job: Job) -> None:
-        """Free a row that nobody waits for."""
-        self._out(next(row for row in (*self._writing, *self._joining) if row.job is job))
+        """Free a row that nobody waits for, if it is still there."""
+        for row in [row for row in (*self._writing, *self._joining) if row.job is job]:
+            self._out(row)
 
     def _out(self, row: Row) -> None:
-        """Free a row's place; the last of those that write moves up."""
-        self._slab.clear(row.place, row.read)
+        """Free a row's place; the last of those that write moves up. A pass that failed may have laid a chunk more."""
+        self._slab.clear(row.place, row.read + self.chunk)
         self.slots.release(row.job.under)
         if row in self._joining:
             self._joining.remove(row)
         elif (last := self._writing.pop()) is not row:
-            self._slab.swap(row.place, last.place, last.read)
+            self._slab.swap(row.place, last.place, last.read + self.chunk)
             self._writing[row.place] = last
             last.place = row.place
         if not self:

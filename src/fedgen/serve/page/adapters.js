@@ -5,13 +5,20 @@ import { MOST, STRONGEST, about, add, bare, change, choose, drop, follow, kindOf
 
 const SHOWN = 60;
 const KINDS = ["backbone", "global", "cluster", "personal", "loaded"];
+const NARROW = matchMedia("(max-width: 60rem)");
 
 export function begin() {
   at("search").addEventListener("input", cards);
   at("route").addEventListener("click", () => change({ routed: !state.routed }));
   follow(cards);
   follow(mixture);
-  if (matchMedia("(max-width: 60rem)").matches) at("adapters").open = false;
+  NARROW.addEventListener("change", () => (at("adapters").open = !NARROW.matches));
+  fold();
+}
+
+/** Where they stand before the answers, they make room for them. */
+export function fold() {
+  if (NARROW.matches) at("adapters").open = false;
 }
 
 const place = (model) => KINDS.indexOf(model.fedgen.kind);
@@ -29,13 +36,13 @@ let before = "";
 
 function cards() {
   const left = found();
-  const seen = JSON.stringify([left, state.chosen.map((one) => one.id), state.routed]);
+  const seen = JSON.stringify([left, models().length, state.chosen.map((one) => one.id), state.routed]);
   if (seen === before) return; // nothing under a hand or a screen reader is drawn anew without need
   before = seen;
   const held = document.activeElement?.closest("#cards") ? document.activeElement.dataset.is : "";
   at("cards").replaceChildren(...left.slice(0, SHOWN).map(card));
   const more = left.length - SHOWN;
-  at("more").textContent = more > 0 ? `${more} more: search for them` : left.length ? "" : "No adapter is called so.";
+  at("more").textContent = more > 0 ? `${more} more: search for them` : left.length || !models().length ? "" : "No adapter is called so.";
   if (held) [...at("cards").querySelectorAll("[data-is]")].find((one) => one.dataset.is === held)?.focus();
 }
 

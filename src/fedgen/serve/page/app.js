@@ -19,11 +19,12 @@ let running = null;
 // ---- asking
 
 async function go() {
-  if (running || !at("composer").reportValidity()) return;
+  if (running || at("go").disabled || !at("composer").reportValidity()) return;
   controls.rollUnlessLocked();
   const now = controls.snapshot();
   if (now.way !== "one" && !(now.way === "side" ? now.columns.length : now.across)) return;
   const asked = request(now);
+  adapters.fold();
   running = new AbortController();
   busy(true);
   const { signal } = running;
@@ -61,8 +62,10 @@ function busy(on) {
 /** What is in the way of everything is said above everything; what belongs to one request, in its entry. */
 function trouble(error) {
   if (!(error instanceof Refused)) throw error;
-  if (error.status === 401) keyRefused(openKey);
-  else if (error.status === 0 || error.status === 503) gone(error, look);
+  if (error.status === 401) {
+    listed([], []); // what another key has opened
+    keyRefused(openKey);
+  } else if (error.status === 0 || error.status === 503) gone(error, look);
 }
 
 async function look() {
@@ -88,8 +91,9 @@ async function watch() {
 
 // ---- the key
 
-function openKey() {
+function openKey(said = "") {
   at("key").value = "";
+  at("key-said").textContent = said;
   at("key-forget").hidden = !hasKey();
   at("key-box").showModal();
 }
@@ -101,6 +105,14 @@ async function closeKey() {
   else return;
   at("key").value = "";
   await look();
+  if (hasKey() && (await opensNothing())) openKey("This key opens nothing more than everybody sees.");
+}
+
+/** Whether everybody is told of the same models without a key. */
+async function opensNothing() {
+  if (!state.models.length || state.models.some((model) => model.fedgen.owner)) return false;
+  const everybody = await get("v1/models", "").catch(() => null);
+  return JSON.stringify(everybody?.data) === JSON.stringify(state.models);
 }
 
 // ---- views, theme, keyboard
@@ -162,7 +174,7 @@ function begin() {
   document.querySelector(".tabs").addEventListener("keydown", step);
   at("composer").addEventListener("submit", (event) => (event.preventDefault(), go()));
   at("stop").addEventListener("click", stop);
-  at("key-open").addEventListener("click", openKey);
+  at("key-open").addEventListener("click", () => openKey());
   at("key-box").addEventListener("close", closeKey);
   at("large").addEventListener("click", (event) => event.target === at("large") && at("large").close());
   document.addEventListener("keydown", keys);

@@ -5,10 +5,10 @@ import { make, shape, short } from "./dom.js";
 const WIDE = 460;
 const HIGH = 220;
 const PAD = { left: 54, right: 14, top: 12, bottom: 30 };
-const HUES = ["one", "two", "three", "four", "five", "six"];
+const HUES = ["three", "four", "five", "six"]; // of clusters, whose own is green; one and two are others' everywhere
 const FEW = 6; // own points that can have their names beside them
 
-/** The mark of the n-th of many: six colours, and when they are used up another shape. */
+/** The mark of the n-th of many: four colours, and when they are used up another shape. */
 export const mark = (nth) => ({ "data-hue": HUES[nth % HUES.length], "data-turn": Math.floor(nth / HUES.length) % 3 });
 
 /** Round numbers across a range, about so many. */

@@ -97,6 +97,11 @@ function fit() {
   at("prompt-label").textContent = asks() === "label" ? "Label" : "Prompt";
   at("prompt").placeholder = text ? "Begin a text, and the model goes on" : asks() === "label" ? "A class, such as 7" : "What to draw";
   for (const name of ["prompt", "prompt-label"]) at(name).hidden = asks() === "nothing";
+  const { plain = true, longest = 0 } = about(state.run) ?? {};
+  at("sealed").hidden = plain;
+  at("go").disabled = !plain || !models().length;
+  at("tokens").max = longest ? longest - 1 : 4096; // one at least is the prompt's
+  at("tokens").value = Math.min(at("tokens").value, at("tokens").max);
   offerColumns();
   offerStrengths();
   ways();

@@ -6,6 +6,8 @@ import { curl, python } from "./requests.js";
 import { bare, change, parsed, shown, spelled } from "./state.js";
 
 const KEPT = 30;
+const LONG = 240; // letters and lines of a prompt that is shown whole
+const LINES = 4;
 
 /** An open entry at the top of the page. `say` tells how it stands; `end` what it took; `fail` why it came to nothing. */
 export function open(now, asked) {
@@ -15,7 +17,7 @@ export function open(now, asked) {
   const tools = make("div.tools");
   const title = make("h2", {}, titled(now));
   const node = make("article.entry.card", {}, make("header", {}, title, status));
-  if (now.kind !== "text" || now.way !== "one") node.append(make("p.asked", {}, now.prompt));
+  if (now.kind !== "text" || now.way !== "one") node.append(make("div.asked", {}, ...folded(now.prompt)));
   node.append(body, make("p.made.faint.small", {}, made(now)), tools);
   at("output").prepend(node);
   while (at("output").querySelectorAll(".entry").length > KEPT) at("output").lastElementChild.remove();
@@ -36,10 +38,26 @@ export function open(now, asked) {
     },
     fail(message) {
       entry.end("");
-      body.append(make("p.wrong", { role: "alert" }, message));
+      node.firstElementChild.after(make("p.wrong", { role: "alert" }, message));
+      node.scrollIntoView({ block: "nearest" });
     },
   }; // prettier-ignore
   return entry;
+}
+
+/** A prompt; of a long one the first lines, until all of it is asked for. */
+export function folded(prompt) {
+  const node = make("span.prompt", {}, prompt);
+  if (prompt.length <= LONG && prompt.split("\n").length <= LINES) return [node];
+  const show = () => {
+    node.classList.remove("folded");
+    node.tabIndex = -1;
+    node.focus({ preventScroll: true });
+    all.remove();
+  };
+  const all = make("button.quiet.tool.all", { type: "button", onclick: show }, "Show the whole prompt");
+  node.classList.add("folded");
+  return [node, all];
 }
 
 function titled(now) {

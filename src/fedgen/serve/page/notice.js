@@ -24,8 +24,8 @@ export function health(words, well) {
 export function keyRefused(open) {
   const title = hasKey() ? "The key was refused." : "This server asks for a key.";
   const words = hasKey() ? "The server does not know it, or not any more." : "Whoever runs it can give you one.";
-  health("Key refused", false);
-  show(title, words, make("button.main", { type: "button", onclick: open }, hasKey() ? "Enter another key" : "Enter a key"));
+  health(hasKey() ? "Key refused" : "Wants a key", false);
+  show(title, words, make("button.main", { type: "button", onclick: () => open() }, hasKey() ? "Enter another key" : "Enter a key"));
 }
 
 let waiting = false;

@@ -51,9 +51,9 @@ export function useKey(value) {
 
 export const address = (path) => new URL(path, document.baseURI).href;
 
-async function ask(path, options = {}) {
+async function ask(path, options = {}, key = secret) {
   const headers = { ...options.headers };
-  if (secret) headers.Authorization = `Bearer ${secret}`;
+  if (key) headers.Authorization = `Bearer ${key}`;
   let answer;
   try {
     answer = await fetch(address(path), { ...options, headers, cache: "no-store" });
@@ -70,7 +70,7 @@ async function refusal(answer) {
   return new Refused(answer.status, error.message || `The server answered ${answer.status}.`, { code: error.code, after });
 }
 
-export const get = async (path) => (await ask(path)).json();
+export const get = async (path, key = secret) => (await ask(path, {}, key)).json();
 
 /** The events of a streamed answer, each as its parsed JSON, until the server ends it or `signal` does. */
 export async function* stream(path, body, signal) {

@@ -3,7 +3,7 @@
 import math
 import threading
 from collections import deque
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import replace
 from difflib import get_close_matches
 
@@ -27,6 +27,7 @@ class Catalogue:
     """
 
     def __init__(self, layout: Layout, backbone_hash: str = "", margin: float = 0.05) -> None:
+        self.heard: Callable[[Verdict], None] = lambda verdict: None  # told each one that is new
         self._layout = layout
         self._backbone_hash = backbone_hash
         self._margin = margin
@@ -153,6 +154,8 @@ class Catalogue:
             new = verdict.published or verdict not in self._verdicts
             if new:
                 self._verdicts.append(verdict)
+        if new:
+            self.heard(verdict)
         return new
 
     # ---- how
@@ -188,7 +191,7 @@ class Catalogue:
         elif refused:
             good, reason = False, refused
         elif new.measure is None:
-            good, reason = True, "nothing was measured"
+            good, reason = True, "not measured"
         else:
             good, reason = self._weighed(new.measure, last)
         return Verdict(name, new.round, good, reason, new.owner)
@@ -197,7 +200,7 @@ class Catalogue:
         if math.isnan(measure):
             return False, "its measure is not a number; the last one stays"
         if last is None:
-            return True, f"measured {measure:.4g}, the first"
+            return True, f"first measured at {measure:.4g}"
         if measure > last + self._margin * abs(last):
             return False, f"measured {measure:.4g}, more than {self._margin:.3g} worse than {last:.4g}; that one stays"
         return True, f"measured {measure:.4g} after {last:.4g}"

@@ -42,6 +42,11 @@ class Verdict:
     reason: str
     owner: str = ""
 
+    def __str__(self) -> str:
+        """As a line for a terminal."""
+        which = f"{self.name} of round {self.round}" if self.round else self.name
+        return f"{which} {'is live' if self.published else 'is held back'}: {self.reason}"
+
 
 def version_of(name: str, turn: int) -> str:
     """What a round's version of a name is called."""
