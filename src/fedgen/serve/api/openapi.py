@@ -79,7 +79,7 @@ def page(document: Mapping[str, Any]) -> bytes:
     title = f"{info['title']} {info['version']}"
     links = " · ".join(f'<a href="{where}">{markup.text(said)}</a>' for where, said in LINKS.items())
     paths = [
-        _section(f"{method.upper()} {path}", said, known)
+        _section(method, path, said, known)
         for path, methods in document["paths"].items()
         for method, said in methods.items()
     ]
@@ -92,11 +92,12 @@ def page(document: Mapping[str, Any]) -> bytes:
     )  # fmt: skip
 
 
-def _section(title: str, said: Mapping[str, Any], known: Mapping[str, Any]) -> str:
+def _section(method: str, path: str, said: Mapping[str, Any], known: Mapping[str, Any]) -> str:
     asked = said.get("requestBody", {}).get("content", {}).get(JSON, {}).get("schema")
     told = said["responses"]["200"]["content"].get(JSON, {}).get("schema")
     parts = [
-        f"<section>\n<h2>{markup.text(title).replace('/', '<wbr>/')}</h2>",  # a long path goes on below, between names
+        f'<section id="{markup.text(path)}">',
+        f"<h2>{method.upper()} {markup.text(path).replace('/', '<wbr>/')}</h2>",  # a long one is broken between names
         markup.words(said.get("description") or said.get("summary", "")),
         _fields(_meant(asked, known)) if asked else "",
         markup.more("What it answers", _shape(_meant(told, known))) if told else "",
@@ -121,10 +122,14 @@ def _fields(shape: Mapping[str, Any]) -> str:
     needed = shape.get("required", ()) if asked else ()
     rows = [
         f"<dt>{markup.text(name)}</dt><dd>{_kind(field)}{', needed' if name in needed else ''}"
-        f'<br><span class="note">{markup.text(field.get("description", ""))}</span></dd>'
+        f"{_noted(field.get('description', ''))}</dd>"
         for name, field in shape.get("properties", {}).items()
     ]
     return '<dl class="facts">\n' + "\n".join(rows) + "\n</dl>"
+
+
+def _noted(said: str) -> str:
+    return f'<br><span class="note">{markup.text(said)}</span>' if said else ""
 
 
 def _name(schema: Mapping[str, Any]) -> str:

@@ -7,7 +7,7 @@ import { bare, change, parsed, shown, spelled } from "./state.js";
 
 const KEPT = 30;
 const LONG = 240; // letters and lines of a prompt that is shown whole
-const LINES = 4;
+const LINES = 6;
 
 /** An open entry at the top of the page. `say` tells how it stands; `end` what it took; `fail` why it came to nothing. */
 export function open(now, asked) {
@@ -38,8 +38,9 @@ export function open(now, asked) {
     },
     fail(message) {
       entry.end("");
-      node.firstElementChild.after(make("p.wrong", { role: "alert" }, message));
-      node.scrollIntoView({ block: "nearest" });
+      const wrong = make("p.wrong", { role: "alert" }, message);
+      node.firstElementChild.after(wrong); // above what was asked, however long
+      wrong.scrollIntoView({ block: "nearest" });
     },
   }; // prettier-ignore
   return entry;
