@@ -195,7 +195,7 @@ def test_an_unknown_part_of_a_mixture_is_told_with_the_nearest_names_before_anyt
     wishes = [*[Wish("a", CAT, 0)] * CROWD, Wish("a until 0.9 then b=1,globe=1", CAT, 0)]
     with pytest.raises(StoreError, match=r"has no adapter 'globe'; it has global"):
         next(voice.paint(wishes, steps=2, guidance=1))
-    with pytest.raises(StoreError, match=r"has no adapter 'client/anna'; it has client/ann, "):
+    with pytest.raises(StoreError, match=r"has no adapter 'client/anna'; it has global, client/ann, "):
         compact(tiny_run, mixture("global=0.5,client/anna=0.5"))
 
 
