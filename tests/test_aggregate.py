@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from fedgen import lora
-from fedgen.aggregate import AGGREGATES, Aggregate, Average, Exact, Fair, Padded, Residual, Stack, Turned
+from fedgen.aggregate import AGGREGATES, Aggregate, Average, Changes, Exact, Fair, Padded, Residual, Stack, Turned
 from fedgen.errors import TreeError
 from fedgen.records import Tree, Update
 
@@ -42,6 +42,8 @@ FACTORS = {  # what one example of ONE and three of TWO come to
     Padded("norm"): (2.8, 2.2),  # by 6 and 4: b = (6 x 2 + 4 x 4) / 10, a = (6 x 3 + 4 x 1) / 10
     Exact(): (math.sqrt(4.5), math.sqrt(4.5)),  # (6 + 3 x 4) / 4, balanced
     Exact("uniform"): (math.sqrt(5), math.sqrt(5)),
+    Changes(): (math.sqrt(4.5), math.sqrt(4.5)),  # of one rank, as exact
+    Changes("uniform"): (math.sqrt(5), math.sqrt(5)),
     Fair(ridge=2.25): (3.5 + (4.5 - 5.25) * 1.5 / (1.5 * 1.5 + 2.25), 1.5),  # 3.25: half of the way
     Fair("uniform", ridge=1e-12): (2.5, 2.0),  # all of the way: 2.5 x 2 is the mean product
 }
@@ -163,7 +165,42 @@ def test_exact_tells_what_its_rank_cut() -> None:
     eye = torch.eye(2)
     one, two = (lora.tree_of([lora.Pair("x", eye[[at]], size * eye[:, [at]])]) for at, size in enumerate((6.0, 2.0)))
     _, told = folded(Exact("uniform"), one, (1, one), (1, two))
-    assert told == {"tail": pytest.approx(1 / 10)}  # of 3 x 3 + 1 x 1
+    # the tail is of 3 x 3 + 1 x 1; apart (1/2, 1/2) x (3, 1) is off by 1.5, 0.5, 1.5 and 0.5
+    assert told == {"tail": pytest.approx(1 / 10), "cross": pytest.approx(math.sqrt(5 / 10)), "breadth": 1.0}
+
+
+def test_what_is_told_of_ranks_is_how_many_there_really_are() -> None:
+    """Of lengths 3 and 1, shares of 0.9 and 0.1: e^(-0.9 ln 0.9 - 0.1 ln 0.1)."""
+    one = lora.tree_of([lora.Pair("x", torch.diag(torch.tensor([3.0, 1.0])), torch.eye(2))])
+    _, told = folded(Exact(), one, (1, one))
+    assert told == {
+        "tail": pytest.approx(0.0, abs=1e-12),
+        "cross": pytest.approx(0.0, abs=1e-7),
+        "breadth": pytest.approx(0.9**-0.9 * 0.1**-0.1),
+    }
+
+
+GROWN = lora.tree_of([lora.Pair("x", torch.diag(torch.tensor([4.0, 2.0])), torch.eye(2))])  # 4 and 2 on the diagonal
+
+
+def first(size: float) -> Tree:
+    return lora.tree_of([lora.Pair("x", torch.tensor([[size, 0.0]]), torch.tensor([[1.0], [0.0]]))])
+
+
+def test_a_narrow_client_does_not_pull_to_zero_what_it_never_held() -> None:
+    """It was offered the 4 of 4 and 2, and made a 5 of it; the other, which held both, changed nothing."""
+    found, _ = folded(Changes("uniform"), GROWN, (1, first(5.0)), (1, GROWN))
+    (pair,) = lora.pairs(found)
+    assert torch.allclose(pair.b @ pair.a, torch.diag(torch.tensor([4.5, 2.0])), atol=1e-6)
+    pulled, _ = folded(Exact("uniform"), GROWN, (1, first(5.0)), (1, GROWN))
+    (pair,) = lora.pairs(pulled)
+    assert torch.allclose(pair.b @ pair.a, torch.diag(torch.tensor([4.5, 1.0])), atol=1e-6)
+
+
+def test_what_nobody_held_stays_as_it_is() -> None:
+    found, _ = folded(Changes(), GROWN, (1, first(5.0)), (3, first(1.0)))  # by examples: (5 + 3 x 1) / 4 = 2
+    (pair,) = lora.pairs(found)
+    assert torch.allclose(pair.b @ pair.a, torch.diag(torch.tensor([2.0, 2.0])), atol=1e-6)
 
 
 def test_every_kind_is_worked_by_hand_here() -> None:

@@ -83,6 +83,15 @@ def test_a_dry_run_prints_plan_and_cost_and_writes_nothing(file: Path, tmp_path:
     assert sorted(tmp_path.rglob("*")) == before
 
 
+def test_a_dry_run_says_what_a_turn_is_to_each_class_of_devices(file: Path) -> None:
+    said = called("run", file, "--dry-run").stdout
+    assert re.search(r"# a turn would be on +fits +rank +needs +of +down +work +up\n", said)
+    assert re.search(r"# board +yes +4 +[\d.]+ kB +1.07 GB +0.0 s +[\d.]+ s +0.0 s\n", said)
+    said = called("run", file, "--dry-run", "--set", "devices.kind=drawn", "--set", 'devices.classes=["phone"]').stdout
+    assert re.search(r"# a turn on +clients +fits +rank .*\n# phone +6 +yes +4 ", said)
+    assert "# board" not in said
+
+
 def test_what_a_dry_run_prints_is_a_plan(file: Path, tmp_path: Path) -> None:
     said = called("run", file, "--dry-run", "--set", "training.lr=0.5")
     (tmp_path / "again.toml").write_text(said.stdout, "utf-8")

@@ -81,6 +81,15 @@ def test_the_width_is_what_memory_carries_and_a_pass_can_use(backbone: LanguageB
     assert width(Training(batch=10**6), backbone, 2**50) == 1
 
 
+def test_what_takes_less_memory_lets_more_share_a_pass(backbone: LanguageBackbone) -> None:
+    room = 2 * backbone.row_bytes() * 16  # half of it for four clients of four rows
+    assert width(Training(batch=4), backbone, room) == 4
+    assert width(Training(batch=4, micro=2), backbone, room) == 8
+    assert width(Training(batch=4, micro=9), backbone, room) == 4
+    anew = width(Training(batch=4, checkpoint=True), backbone, room)
+    assert anew == room // 2 // backbone.row_bytes(anew=True) // 4 > 4
+
+
 def test_a_row_takes_at_least_its_activations(backbone: LanguageBackbone) -> None:
     longer = replace(backbone, length=2 * LENGTH)
     assert longer.row_bytes() == 2 * backbone.row_bytes()
@@ -94,7 +103,7 @@ def tables(training: Training, steps: list[int]) -> tuple[torch.Tensor, torch.Te
     """Lines moved together by a Stepper, and each alone by torch's optimizer, on the same slopes."""
     start = torch.randn(len(steps), 5, generator=drawn())
     slopes = torch.randn(max(steps), len(steps), 5, generator=drawn(1))
-    together, stepper = start.clone(), Stepper(training, start)
+    together, stepper = start.clone(), Stepper(training, start, [1] * len(start))
     for at in range(max(steps)):
         n = sum(own > at for own in steps)
         stepper.step(together, slopes[at, :n], at, torch.tensor(steps))
@@ -115,6 +124,21 @@ def tables(training: Training, steps: list[int]) -> tuple[torch.Tensor, torch.Te
     return together, torch.stack(alone)
 
 
+def test_a_rate_falls_with_a_power_of_the_rank() -> None:
+    start, slope = torch.randn(3, 5, generator=drawn()), torch.randn(3, 5, generator=drawn(1))
+    moves = []
+    for training, ranks in (
+        (Training(even=0.5), [1, 4, 16]),
+        (Training(), [1, 4, 16]),
+        (Training(even=0.5), [0, 1, 1]),
+    ):
+        lines = start.clone()
+        Stepper(training, start, ranks).step(lines, slope, 0, torch.tensor([1, 1, 1]))
+        moves.append(lines - start)
+    torch.testing.assert_close(moves[0], moves[1] * torch.tensor([[1.0], [0.5], [0.25]]))
+    torch.testing.assert_close(moves[2], moves[1])
+
+
 @pytest.mark.parametrize(
     "training",
     [
@@ -125,11 +149,30 @@ def tables(training: Training, steps: list[int]) -> tuple[torch.Tensor, torch.Te
         Training(optimizer="sgd", lr=0.1, clip=0.0, cooldown=1.0),
         Training(optimizer="sgd", lr=0.1, clip=0.5, momentum=0.9, warmup=1.0),
         Training(optimizer="sgd", lr=0.1, clip=0.5, decay=0.2),
+        Training(lr=0.1, clip=0.5, decay=0.2, offload=True),
     ],
 )
 def test_a_table_of_lines_moves_as_each_line_alone(training: Training) -> None:
     together, alone = tables(training, [6, 6, 4, 1])
     assert (together - alone).abs().max() < 1e-6
+
+
+@pytest.mark.parametrize(
+    ("training", "moments"),
+    [
+        (Training(), 2),
+        (Training(optimizer="sgd", momentum=0.9), 1),
+        (Training(optimizer="sgd"), 0),
+    ],
+)
+@pytest.mark.parametrize("offload", [False, True])
+def test_moments_are_as_many_as_are_used_and_where_they_are_wanted(
+    training: Training, moments: int, offload: bool
+) -> None:
+    stepper = Stepper(replace(training, offload=offload), torch.zeros(3, 5, device="meta"), [1, 1, 1])
+    found = [stepper.first, stepper.second]
+    assert sum(moment.numel() for moment in found) == moments * 15
+    assert {moment.device.type for moment in found} == {"cpu" if offload else "meta"}
 
 
 # ---- dropout

@@ -34,7 +34,7 @@ def state() -> State:
     memory = {}
     for at, cluster in enumerate(adapters):
         adapters[cluster], memory[cluster] = Adam().step(adapters[cluster], noise(2 + at), {})
-    return State(3, adapters, memory, {"ann": "odd|name", "zoë": "global"})
+    return State(3, adapters, memory, {"ann": "odd|name", "zoë": "global"}, needs={"zoë": 1 / 3})
 
 
 def sealed(path: Path) -> bytes:

@@ -48,6 +48,13 @@ def test_targets_are_found_by_last_name_or_whole_path_in_the_networks_order() ->
     assert found["1.conv"] is NETWORK[1].conv
 
 
+def test_the_last_paths_are_those_of_the_highest_numbers() -> None:
+    paths = ["layers.10.v", "layers.2.q", "layers.10.q", "head", "layers.2.v"]
+    ordered = ["head", "layers.2.q", "layers.2.v", "layers.10.q", "layers.10.v"]
+    for share, count in ((0.0, 0), (0.2, 1), (0.5, 2), (0.7, 4), (1.0, 5)):
+        assert lora.last(paths, share) == ordered[5 - count :]
+
+
 def test_a_target_that_is_not_there_is_told_with_those_that_are() -> None:
     with pytest.raises(BackboneError) as caught:
         lora.targets(NETWORK, ["q_proj", "k_proj"])

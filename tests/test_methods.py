@@ -16,8 +16,8 @@ from torch import Tensor, nn
 
 from fedgen import factors, lora
 from fedgen import plan as plans
+from fedgen.allot import fitted
 from fedgen.backbones import Backbone
-from fedgen.devices import fitted
 from fedgen.errors import PlanError
 from fedgen.groups import Rules
 from fedgen.journal import load_checkpoint, save_checkpoint
@@ -26,7 +26,6 @@ from fedgen.places.inprocess import asker
 from fedgen.plan import Plan
 from fedgen.records import GLOBAL, Client, Document, Offer, Rows, State, Tree, Update
 from fedgen.rounds import Server, play
-from fedgen.share import Halves
 from fedgen.store import Shelf
 from fedgen.turns import Site
 
@@ -76,7 +75,7 @@ class Toy:
     def seal(self, prompt: str) -> Rows:
         return {}
 
-    def row_bytes(self) -> int:
+    def row_bytes(self, *, anew: bool = False) -> int:
         return 1
 
 
@@ -149,8 +148,7 @@ def played(
     rules = Rules(plan.cluster, plan.hierarchy, plan.exchange)
     parts = plan.cohort, plan.aggregate, plan.outer, rules, plan.share, plan.adapter.rank
     server, sent = Server(0, sorted(data), sizes, *parts), []
-    cut = bool(plan.adapter.ranks) and isinstance(plan.share, Halves)
-    ask = fitted(asker(site), sorted(data), plan.adapter.rank, plan.adapter.ranks, cut=cut)
+    ask = fitted(asker(site), plan.fit(plan.allot.ranks(sorted(data), plan.adapter.rank, plan.adapter.ranks, {}, None)))
 
     def heard(offers):  # type: ignore[no-untyped-def]
         replies = list(ask(offers))

@@ -32,10 +32,10 @@ def refused(source: Any, *settings: str) -> str:
 
 WRONG: list[tuple[dict[str, Any], str]] = [
     # keys that are not there
-    ({"rund": 3}, ("plan: 'rund' is not one of name, seed, rounds, place, backbone, adapter, data, partition, "
-                   "deal, training, encode, profile, cluster, hierarchy, exchange, cohort, share, aggregate, outer, "
-                   "personal, evaluate, quality, ray, fleet")),
-    ({"adapter": {"r": 4}}, "adapter.r: no such key; Adapter has rank, targets, ranks, of"),
+    ({"rund": 3}, ("plan: 'rund' is not one of name, seed, rounds, place, guards, backbone, adapter, data, partition, "
+                   "deal, training, encode, profile, cluster, hierarchy, exchange, cohort, devices, allot, share, "
+                   "clip, compress, aggregate, outer, personal, evaluate, quality, ray, fleet")),
+    ({"adapter": {"r": 4}}, "adapter.r: no such key; Adapter has rank, targets, ranks, of, last"),
     ({"data": {"path": "x"}}, "data.path: no such key; Stdlib has limit, modules, piece"),
     ({"personal": {"kind": "none", "epochs": 1}}, "personal.epochs: no such key; Nothing has no keys but kind"),
     # kinds
@@ -131,6 +131,10 @@ def test_what_begins_at_one_adapter_of_all_has_no_clusters(kind: str) -> None:
 
 
 DISAGREE = [
+    ({"training": {"checkpoint": True, "dropout": 0.1}},
+     "training.checkpoint and dropout: what is computed anew would drop out others; set one to 0"),
+    ({"adapter": {"last": 0}}, "adapter.last: wanted a number above 0 and at most 1, came 0.0"),
+    ({"training": {"micro": -1}}, "training.micro: wanted a whole number at least 0, came -1"),
     ({"share": {"half": "b"}, "aggregate": {"kind": "exact"}},
      ("share and aggregate: what share.kind = 'halves' sends so is not for aggregate.kind = 'exact'; "
       "choose average or turned")),
@@ -148,8 +152,51 @@ DISAGREE = [
     ({"adapter": {"ranks": [1, 9]}, "aggregate": {"kind": "exact"}},
      "adapter.ranks: wanted ranks from 1 to adapter.rank = 4, came 9"),
     ({"adapter": {"ranks": [1, 2]}},
-     "adapter.ranks: several ranks want aggregate.kind = 'exact', 'padded' or 'stack', and no clusters"),
+     "adapter.ranks: several ranks want aggregate.kind = 'exact', 'changes', 'padded' or 'stack'"),
     ({"adapter": {"ranks": [1, "2"]}}, "adapter.ranks: wanted a list of whole numbers, came [1, '2']"),
+    ({"allot": {"kind": "carried"}},
+     "allot: several ranks want aggregate.kind = 'exact', 'changes', 'padded' or 'stack'"),
+    ({"allot": {"kind": "carried"}, "aggregate": {"kind": "changes"}},
+     "allot: 'carried' goes by clients' devices, and devices.kind = 'none' knows none; name them"),
+    ({"allot": {"kind": "needed"}, "aggregate": {"kind": "padded"}, "devices": {"kind": "drawn"}},
+     "allot: ranks that differ by layer want aggregate.kind = 'changes' or 'exact'"),
+    ({"allot": {"kind": "needed"}, "aggregate": {"kind": "changes"}, "devices": {"kind": "drawn"},
+      "personal": {"kind": "keep"}},
+     "allot and personal: an own adapter has one rank in all layers; use personal.kind = 'finetune'"),
+    ({"allot": {"kind": "needed", "mean": 0.5}}, "allot.mean: wanted a number at least 1, came 0.5"),
+    ({"allot": {"kind": "carried"}, "adapter": {"of": "weights"}, "devices": {"kind": "drawn"}},
+     "allot: several ranks want aggregate.kind = 'exact', 'changes', 'padded' or 'stack'"),
+    ({"adapter": {"ranks": [1, 2]}, "aggregate": {"kind": "padded"}, "cluster": {"kind": "losses"}},
+     "adapter.ranks: clusters with several ranks want aggregate.kind = 'exact' or 'changes'"),
+    ({"adapter": {"ranks": [1, 2]}, "aggregate": {"kind": "exact"},
+      "cluster": {"kind": "kmeans", "by": "adapters"}},
+     "adapter.ranks: adapters of several ranks cannot be compared; set cluster.by = 'profiles'"),
+    ({"adapter": {"ranks": [1, 2]}, "aggregate": {"kind": "exact"}, "cluster": {"kind": "losses"},
+      "hierarchy": {"split": 0.1}},
+     "adapter.ranks: steps of several ranks cannot be told apart; set hierarchy.split = 0"),
+    ({"adapter": {"ranks": [1, 2]}, "aggregate": {"kind": "exact"}, "cluster": {"kind": "losses"},
+      "exchange": {"kind": "neighbours", "of": "adapters", "on": "factors"}},
+     "adapter.ranks: several ranks have no factors in common; set exchange.on = 'products'"),
+    ({"adapter": {"ranks": [1, 2]}, "aggregate": {"kind": "exact"}, "cluster": {"kind": "losses"},
+      "exchange": {"kind": "shared_a"}},
+     "adapter.ranks: several ranks have no factors in common; set exchange.on = 'products'"),
+    ({"devices": {"kind": "drawn"}, "fleet": {"buffer": 2, "spare": 0.5}},
+     "fleet.buffer and fleet.spare: without rounds nobody is waited for in vain; set spare = 0"),
+    ({"devices": {"kind": "drawn"}, "fleet": {"buffer": 2}, "aggregate": {"kind": "exact"}},
+     "fleet.buffer: late changes are laid on newer factors; use aggregate.kind = 'average'"),
+    ({"devices": {"kind": "drawn"}, "fleet": {"buffer": 2}, "cluster": {"kind": "losses"}},
+     "fleet.buffer: clusters that rounds form need rounds; set buffer = 0"),
+    ({"place": "fleet", "devices": {"kind": "drawn"}},
+     "devices: a fleet's nodes say themselves what they are; set devices.kind = 'none'"),
+    ({"devices": {"kind": "drawn", "classes": ["phone", "fridge"]}},
+     "devices: classes: 'fridge' is not one of phone, tablet, laptop, board, gateway"),
+    ({"devices": {"kind": "drawn", "classes": []}},
+     "devices: classes: wanted one or more of phone, tablet, laptop, board, gateway, came none"),
+    ({"devices": {"kind": "drawn", "shares": [1, 2]}},
+     "devices: shares: wanted one a class, or none at all, came 2 for 5 classes"),
+    ({"devices": {"kind": "drawn", "classes": ["phone"], "shares": [0]}},
+     "devices: shares: wanted chances of 0 and more, not all 0, came [0.0]"),
+    ({"devices": {"kind": "drawn", "shares": ["all"]}}, "devices.shares: wanted a list of numbers, came ['all']"),
     ({"place": "fleet", "backbone": {"kind": "diffusion"}, "data": {"kind": "glyphs"}, "quality": {"pictures": 2}},
      "quality.pictures: are held against the clients' own, which stay on their devices; set it to 0"),
     ({"place": "fleet", "deal": {"pooled": True}},
@@ -306,13 +353,15 @@ def test_written_and_read_again_it_is_the_same(plan: Plan, tmp_path: Path) -> No
 def test_every_kind_can_be_written_and_read(kind: tuple[str, str]) -> None:
     section, name = kind
     part = plans.TABLES[section][name]
-    needed = {"path": "p", "answer": "a", "name": "n", "clients": 3}
+    needed = {"path": "p", "answer": "a", "name": "n", "clients": 3, "file": "f"}
     known = {key: value for key, value in needed.items() if key in part.__annotations__}
     beside: dict[str, dict[str, Any]] = {
         "cluster": {"encode": {"kind": "ngrams"}},
         "exchange": {"cluster": {"kind": "losses"}},
         "share.increment": {"aggregate": {"kind": "stack"}},
         "share.top": {"aggregate": {"kind": "residual"}},
+        "allot.carried": {"aggregate": {"kind": "changes"}, "devices": {"kind": "drawn"}},
+        "allot.needed": {"aggregate": {"kind": "changes"}, "devices": {"kind": "drawn"}},
         "aggregate.turned": {"share": {"half": "b"}},
         "aggregate.residual": {"share": {"kind": "top"}},
         "aggregate.stack": {"share": {"kind": "increment"}},

@@ -18,7 +18,7 @@ from fedgen.errors import StoreError
 from fedgen.evaluate import YARDSTICKS, gains, total
 from fedgen.journal import Journal, line_of
 from fedgen.records import Failure, Report
-from fedgen.report.wording import number, percent, saving, size, span
+from fedgen.report.wording import number, percent, saving, scale, size, span
 from fedgen.run import CHECKPOINT, FACTS, JOURNAL, SCORES
 
 KINDS = ("backbone", "global", "personal")
@@ -172,9 +172,9 @@ def test_it_says_how_it_was_measured(tiny_run: Run, shown: Page) -> None:
     assert (tiny_run.folder / "plan.toml").read_text("utf-8") in shown.words
 
 
-def test_six_figures_that_can_be_read_without_eyes(shown: Page) -> None:
+def test_seven_figures_that_can_be_read_without_eyes(shown: Page) -> None:
     drawn = [attrs for tag, attrs in shown.tags if tag == "svg"]
-    assert len(drawn) == 6
+    assert len(drawn) == 7
     assert all(attrs["role"] == "img" and len(attrs["aria-label"] or "") > 20 for attrs in drawn)
 
 
@@ -233,7 +233,7 @@ def test_an_unfinished_run_says_so_and_shows_its_rounds(unfinished: Run) -> None
     assert "This run is not finished: 1 of 2 rounds so far" in shown.text
     assert len(shown.table("Seconds")) == 2
     assert not [table for table in shown.tables if "Backbone" in table[0]]
-    assert len([tag for tag, _ in shown.tags if tag == "svg"]) == 5
+    assert len([tag for tag, _ in shown.tags if tag == "svg"]) == 6
 
 
 def test_a_run_before_its_first_round(unfinished: Run) -> None:
@@ -315,3 +315,4 @@ def test_numbers_as_people_read_them() -> None:
     sizes = (0, 999, 1000, 999_499, 999_500, 10_230_528, 5e15)
     assert [size(value) for value in sizes] == ["0 bytes", "999 bytes", "1 kB", "999 kB", "1 MB", "10.2 MB", "5,000 TB"]
     assert [span(value) for value in (1.25, 79.6, 3725)] == ["1.2 s", "1 min 20 s", "1 h 2 min"]
+    assert [scale(value)[0] for value in (119, 120, 7199, 7200)] == ["seconds", "minutes", "minutes", "hours"]

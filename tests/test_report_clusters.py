@@ -233,7 +233,7 @@ def test_each_cluster_has_its_curves(grouped: Run) -> None:
         drawn = set(re.findall(r"fill: none; stroke: (var\(--\w+\)|currentColor)", part))
         assert {"var(--one)", "var(--two)"} <= drawn
         assert ("var(--four)" in drawn) == (count == 4)
-    assert found.source.count("<svg") == 10
+    assert found.source.count("<svg") == 11
 
 
 def test_the_exchange_is_that_of_the_last_round_that_had_one(grouped: Run) -> None:

@@ -63,9 +63,16 @@ class Layout:
 
     def tree(self, line: Tensor, rank: int) -> Tree:
         """The tree of this rank that lies in a line."""
+        return self._tree(line, {spot.path: rank for spot in self.spots})
+
+    def shaped(self, line: Tensor, like: Tree) -> Tree:
+        """The tree that lies in a line, its layers of the ranks that this one's have."""
+        return self._tree(line, {pair.path: len(pair.a) for pair in lora.pairs(like)})
+
+    def _tree(self, line: Tensor, ranks: Mapping[str, int]) -> Tree:
         found: Tree = {}
         for spot, a, b in zip(self.spots, *self._cut(line), strict=True):
-            near_a, near_b, _ = _heads(a.view(spot.a), b.view(spot.b), spot.groups, rank)
+            near_a, near_b, _ = _heads(a.view(spot.a), b.view(spot.b), spot.groups, ranks[spot.path])
             found[f"{lora.PREFIX}{spot.path}.lora_A.weight"] = near_a.flatten(0, 1).clone()
             found[f"{lora.PREFIX}{spot.path}.lora_B.weight"] = near_b.clone()
         return found

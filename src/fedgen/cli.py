@@ -11,6 +11,7 @@ from rich.console import Console
 
 from fedgen import places, report, serve_cli
 from fedgen import plan as plans
+from fedgen.devices import Unknown
 from fedgen.encode import seal as sealed_prompt
 from fedgen.encode import unseal
 from fedgen.errors import FedgenError, PlanError
@@ -23,7 +24,16 @@ from fedgen.report.wording import saving, size
 from fedgen.reproduce import page, reproduce
 from fedgen.run import PLAN, Run
 from fedgen.sample import route, sampler, spelled
-from fedgen.screen import Screen, clusters_table, methods_table, outcome_table, quality_table, runs_table, standing
+from fedgen.screen import (
+    Screen,
+    clusters_table,
+    devices_lines,
+    methods_table,
+    outcome_table,
+    quality_table,
+    runs_table,
+    standing,
+)
 from fedgen.store import read_bytes, write_whole
 
 DEMOS = Path(__file__).parent / "demos"
@@ -314,16 +324,19 @@ def _say_outcome(run: Run, *, write: bool = True) -> None:
 def _say_cost(plan: plans.Plan) -> None:
     settled, cost = places.cost(plan)
     less = f"; {saving(cost.saved)} less than full-model FedAvg" if settled.adapter.of == "pairs" else ""
+    full = f"full-model FedAvg would send {size(cost.full_message)}"
     out.print(plans.write(settled), markup=False, soft_wrap=True)
     for line in (  # comments, so that what is printed is a plan still
         f"clients           {cost.clients}, {cost.cohort} a round, {settled.rounds} rounds",
         f"backbone          {cost.backbone_parameters:,} parameters, frozen",
         f"adapter           {cost.adapter_parameters:,} parameters",
-        f"one message       {size(cost.message)}; full-model FedAvg would send {size(cost.full_message)}",
-        f"bytes a round     {size(cost.round_bytes)} each way{less}",
+        f"one message       {size(cost.message)} up, {size(cost.down_message)} down; {full}",
+        f"bytes a round     {size(cost.round_bytes)} up, {size(cost.round_down_bytes)} down{less}",
         f"memory of a pass  about {size(cost.row_bytes * cost.rows_a_pass)} for {cost.rows_a_pass} rows",
     ):
         out.print(f"# {line}", markup=False, soft_wrap=True)
+    for line in devices_lines(cost.devices, known=settled.devices != Unknown()):
+        out.print(f"# {line}".rstrip(), markup=False, soft_wrap=True)
 
 
 def _say_samples(run: Run) -> None:

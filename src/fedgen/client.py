@@ -6,6 +6,7 @@ gradient is its own, and all that couples numbers (the clipped norm, the schedul
 """
 
 import contextlib
+import functools
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
@@ -37,6 +38,10 @@ class Training:
     other half (Per-FedAvg). With `follow`, what was offered goes after the adapter: so large a share of the way, every
     `inner` steps; it is what is sent (pFedMe). With `press`, so many times |A| |B| of the last half of the ranks is
     added to the loss, which presses them to nothing (HetLoRA).
+
+    `even` is the power of a client's rank by which its rate is divided: at 0.5 a narrow adapter goes about as far as a
+    wide one. For little memory: `micro` is how many rows of a batch share a pass (0: all), with `checkpoint`
+    activations are computed anew in the backward pass, and with `offload` the optimizer's moments stay in main memory.
     """
 
     optimizer: Literal["adamw", "sgd"] = "adamw"
@@ -56,6 +61,15 @@ class Training:
     follow: Annotated[float, Range(0, 1)] = 0.0
     inner: Annotated[int, Range(1)] = 1
     press: Annotated[float, Range(0)] = 0.0
+    even: Annotated[float, Range(0, 1)] = 0.0
+    micro: Annotated[int, Range(0)] = 0
+    checkpoint: bool = False
+    offload: bool = False
+
+    @property
+    def rows_a_pass(self) -> int:
+        """How many rows of a client share a pass."""
+        return min(self.micro or self.batch, self.batch)
 
 
 @dataclass(frozen=True)
@@ -74,12 +88,13 @@ class Start:
 
 @dataclass(frozen=True)
 class Job:
-    """One adapter to train on one client's rows; `draw(use)` gives the job's own generators."""
+    """One adapter to train at a rank on one client's rows; `draw(use)` gives the job's own generators."""
 
     name: str
     start: Start
     rows: Rows
     draw: Callable[[str], torch.Generator]
+    rank: int = 1
 
 
 @dataclass(frozen=True)
@@ -111,16 +126,20 @@ def width(training: Training, backbone: Backbone, memory: int) -> int:
         return training.cohort
     on_gpu = next(backbone.network.parameters()).device.type == "cuda"
     useful = PASS_TOKENS * (32 if on_gpu else 1) // backbone.length
-    carried = memory // 2 // backbone.row_bytes()
-    return max(1, min(useful, carried) // training.batch)
+    carried = memory // 2 // backbone.row_bytes(anew=training.checkpoint)
+    return max(1, min(useful, carried) // training.rows_a_pass)
 
 
 class Stepper:
-    """AdamW or SGD on a table of lines; elementwise, so it is one optimizer a line."""
+    """AdamW or SGD on a table of lines; elementwise, so it is one optimizer a line. Plain SGD keeps no moments."""
 
-    def __init__(self, training: Training, lines: Tensor) -> None:
+    def __init__(self, training: Training, lines: Tensor, ranks: Sequence[int]) -> None:
         self.training = training
-        self.first, self.second = torch.zeros_like(lines), torch.zeros_like(lines)
+        self.rates = torch.tensor([[training.lr / max(rank, 1) ** training.even] for rank in ranks]).to(lines)
+        self.home = torch.device("cpu") if training.offload else lines.device
+        adamw = training.optimizer == "adamw"
+        self.first = torch.zeros_like(lines if adamw or training.momentum else lines[:, :0], device=self.home)
+        self.second = torch.zeros_like(lines if adamw else lines[:, :0], device=self.home)
 
     def step(self, lines: Tensor, slope: Tensor, at: int, steps: Tensor) -> None:
         """Move the first len(slope) lines, each of which has done `at` of its own number of `steps`."""
@@ -129,17 +148,21 @@ class Stepper:
             length = slope.norm(dim=1, keepdim=True)
             slope = slope * (training.clip / (length + 1e-6)).clamp(max=1)
         rise, fall = ((share * steps[:n]).ceil().clamp(min=1) for share in (training.warmup, training.cooldown))
-        lr = training.lr * torch.minimum((at + 1) / rise, (steps[:n] - at) / fall).clamp(max=1).unsqueeze(1).to(lines)
+        part = torch.minimum((at + 1) / rise, (steps[:n] - at) / fall).clamp(max=1)
+        lr = self.rates[:n] * part.unsqueeze(1).to(lines)
         lines[:n] *= 1 - lr * training.decay
+        lines[:n] -= self._way(slope.to(self.home), lr.to(self.home), at).to(lines.device)
+
+    def _way(self, slope: Tensor, lr: Tensor, at: int) -> Tensor:
+        """How far each line goes down, once the moments have taken in its slope."""
+        n, training = len(slope), self.training
         first, second = self.first[:n], self.second[:n]
         if training.optimizer == "sgd":
-            first.mul_(training.momentum).add_(slope)
-            lines[:n] -= lr * first
-            return
+            return lr * (first.mul_(training.momentum).add_(slope) if training.momentum else slope)
         first.lerp_(slope, 1 - BETAS[0])
         second.lerp_(slope * slope, 1 - BETAS[1])
         spread = (second / (1 - BETAS[1] ** (at + 1))).sqrt_().add_(EPSILON)
-        lines[:n] -= lr / (1 - BETAS[0] ** (at + 1)) * first / spread
+        return lr / (1 - BETAS[0] ** (at + 1)) * first / spread
 
 
 class Drops:
@@ -154,6 +177,16 @@ class Drops:
         return rows * (torch.stack(drawn) >= self.share).to(rows) / (1 - self.share)
 
 
+Found = tuple[Tensor, Tensor, Tensor]  # each job's gradient, mean loss and terms
+
+
+def _pooled(one: Found, other: Found) -> Found:
+    """Two passes as one: each is a mean over its terms, and weighs as many."""
+    terms = one[2] + other[2]
+    share = other[2] / terms.clamp(min=1)
+    return one[0].lerp_(other[0], share[:, None].to(one[0])), one[1].lerp(other[1], share.to(one[1])), terms
+
+
 class Passes:
     """The batches of a table of jobs, and the gradient of each job's own loss at its own line."""
 
@@ -161,22 +194,30 @@ class Passes:
         self.training, self.backbone, self.bank, self.jobs = training, backbone, bank, jobs
         self.noise, self.masks = [job.draw("noise") for job in jobs], [job.draw("dropout") for job in jobs]
 
-    def slope(self, lines: Tensor, picks: Tensor, chart: Chart) -> tuple[Tensor, Tensor, Tensor]:
+    def slope(self, lines: Tensor, picks: Tensor, chart: Chart) -> Found:
         """The gradient, mean loss and terms of the first len(picks) jobs on the rows picked; -1 picks none."""
-        n = len(picks)
+        n, real = len(picks), picks >= 0
         taken = [take(job.rows, pick.clamp(min=0)) for job, pick in zip(self.jobs[:n], picks, strict=True)]
-        rows = join([self.backbone.draw(own, draw) for own, draw in zip(taken, self.noise[:n], strict=True)])
-        leaf = lines.detach().requires_grad_()
+        drawn = [self.backbone.draw(own, draw) for own, draw in zip(taken, self.noise[:n], strict=True)]
+        parts = [part for part in torch.arange(real.shape[1]).split(self.training.rows_a_pass) if real[:, part].any()]
+        each = (self._pass(lines, join([take(own, part) for own in drawn]), real[:, part], chart) for part in parts)
+        return functools.reduce(_pooled, each)
+
+    def _pass(self, lines: Tensor, rows: Rows, real: Tensor, chart: Chart) -> Found:
+        """The same of the rows that share a pass, of which those count that are real."""
+        n, leaf = len(lines), lines.detach().requires_grad_()
         drop = Drops(self.training.dropout, self.masks[:n]) if self.training.dropout else None
-        with self.bank.carry(chart.up(leaf), drop=drop), precision(lines.device):
-            sums, counts = self.backbone.losses(rows)
-        real = (picks >= 0).to(sums.device)
-        sums, counts = sums.view(n, -1) * real, counts.view(n, -1) * real
-        each = sums.sum(1) / counts.sum(1).clamp(min=1)
-        (slope,) = torch.autograd.grad(each.sum(), leaf)
+        anew = self.backbone.anew() if self.training.checkpoint else contextlib.nullcontext()
+        with self.bank.carry(chart.up(leaf), drop=drop), anew:  # what is computed anew is so with the lines carried
+            with precision(lines.device):
+                sums, counts = self.backbone.losses(rows)
+            real = real.to(sums.device)
+            sums, counts = sums.view(n, -1) * real, counts.view(n, -1) * real
+            each = sums.sum(1) / counts.sum(1).clamp(min=1)
+            (slope,) = torch.autograd.grad(each.sum(), leaf)
         return slope, each.detach(), counts.sum(1)
 
-    def ahead(self, lines: Tensor, picks: Tensor, chart: Chart, free: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
+    def ahead(self, lines: Tensor, picks: Tensor, chart: Chart, free: Tensor | None) -> Found:
         """The same, where a step on half of each batch leads, and on its other half, if any (first-order MAML)."""
         first, second = picks[:, ::2], picks[:, 1::2]
         second = second.where((second >= 0).any(1, keepdim=True), first[:, : second.shape[1]])
@@ -195,7 +236,7 @@ def train(training: Training, backbone: Backbone, bank: AnyBank, jobs: Sequence[
     chart = chart_of(bank.layout, jobs[0].start.frame)
     start = chart.down(_stacked(bank, [job.start.adapter for job in jobs]))
     anchor = chart.down(_stacked(bank, [job.start.anchor or job.start.adapter for job in jobs]))
-    lines, stepper, free = start.clone(), Stepper(training, start), _free(bank, jobs)
+    lines, stepper, free = start.clone(), Stepper(training, start, [job.rank for job in jobs]), _free(bank, jobs)
     passes, tails = Passes(training, backbone, bank, jobs), _tails(bank, jobs) if training.press else None
     losses, terms = torch.zeros(len(jobs)), torch.zeros(len(jobs), dtype=torch.long)
     for at in range(int(steps.max())):
@@ -258,7 +299,7 @@ def _stacked(bank: AnyBank, trees: Sequence[Tree]) -> Tensor:
 
 
 def _tree(bank: AnyBank, line: Tensor | None, job: Job) -> Tree:
-    return {} if line is None else bank.layout.tree(line, bank.layout.rank_of(job.start.adapter))
+    return {} if line is None else bank.layout.shaped(line, job.start.adapter)
 
 
 def _free(bank: AnyBank, jobs: Sequence[Job]) -> Tensor | None:

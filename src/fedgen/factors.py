@@ -4,6 +4,7 @@ In a grouped convolution every group has its share of the ranks, and each group 
 """
 
 import math
+from collections.abc import Mapping
 
 import torch
 from torch import Tensor
@@ -18,6 +19,53 @@ ROUNDING = 1e-13  # a share of energy that is none: what rounding factors to flo
 def head(tree: Tree, ranks: int) -> Tree:
     """The first so many ranks of every layer."""
     return _cut(tree, 0, ranks)
+
+
+def heads(tree: Tree, ranks: Mapping[str, int]) -> Tree:
+    """The first ranks of each layer, as many as are its own."""
+    return tree_of(_slice(pair, 0, ranks[pair.path]) for pair in pairs(tree))
+
+
+def ranks_of(tree: Tree) -> dict[str, int]:
+    """The rank of each layer."""
+    return {pair.path: len(pair.a) for pair in pairs(tree)}
+
+
+def ordered(tree: Tree) -> Tree:
+    """The same products in factors whose first ranks are, however many are taken, the nearest adapter of that rank.
+
+    A layer that changes nothing yet is left as it is: its best factors are zeros, which never learn.
+    """
+    return tree_of(_ordered(pair) for pair in pairs(tree))
+
+
+def _ordered(pair: Pair) -> Pair:
+    alone = tree_of([pair])
+    return pairs(best(alone, len(pair.a)))[0] if pair.a.any() and pair.b.any() else pair
+
+
+def has_learnt(tree: Tree) -> bool:
+    """Whether any layer changes anything yet."""
+    return any(bool(pair.a.any() and pair.b.any()) for pair in pairs(tree))
+
+
+def energies(tree: Tree) -> dict[str, Tensor]:
+    """The energy of each rank of ordered factors, layer by layer: its squared length, summed over groups."""
+    found = {}
+    for pair in pairs(tree):
+        b, a = product_of(pair)
+        found[pair.path] = (b.square().sum(1) * a.square().sum(2)).sum(0)
+    return found
+
+
+def breadth(tree: Tree) -> float:
+    """The effective rank: e to the entropy of how energy is shared by singular directions, as a mean over layers."""
+    found = []
+    for pair in pairs(tree):
+        energy = torch.linalg.svdvals(small(product_of(pair))[1]).square().flatten()
+        shares = energy[energy > 0] / energy.sum()
+        found.append(float((-shares * shares.log()).sum().exp()) if len(shares) else 0.0)
+    return sum(found) / len(found)
 
 
 def split(tree: Tree, ranks: int) -> tuple[Tree, Tree]:

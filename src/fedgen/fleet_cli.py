@@ -20,6 +20,7 @@ from rich.table import Table
 
 from fedgen.errors import PlanError, ServeError, StoreError
 from fedgen.places import device, own
+from fedgen.places.fleet import noted_kinds
 from fedgen.places.fleet import standing as run_standing
 from fedgen.places.flower import launch, watch
 from fedgen.places.flower.certificates import check_server, make_authority, make_node_key, make_server
@@ -368,10 +369,12 @@ def status(
     """Show a fleet's nodes and runs."""
     fleet = Fleet(Path(os.path.realpath(folder)))
     table = Table(box=SIMPLE_HEAD, pad_edge=False, title=f"fleet at {fleet.near}")
-    for head in ("node", "status", "for", "id"):
+    kinds = noted_kinds(fleet.home)
+    for head in ("node", "status", "for", "device", "id"):
         table.add_column(head, no_wrap=True)
     for node in (node for node in nodes(fleet) if node.status != GONE):
-        table.add_row(node.name, node.status, f"{node.seconds:.0f} s" if node.online else "", node.id)
+        since = f"{node.seconds:.0f} s" if node.online else ""
+        table.add_row(node.name, node.status, since, kinds.get(node.id, ""), node.id)
     out.print(table)
     for number, said in runs(fleet).items():
         if not said.startswith("finished"):

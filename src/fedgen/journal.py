@@ -72,7 +72,7 @@ def save_checkpoint(path: Path, state: State) -> None:
         for key, value in adapter.items()
     }
     flat |= {f"profiles|{client}|": profile for client, profile in state.profiles.items()}
-    said = {"round": state.round, "where": dict(state.where), "ranks": dict(state.ranks)}
+    said = {"round": state.round, "where": dict(state.where), "ranks": dict(state.ranks), "needs": dict(state.needs)}
     write_whole(path, tree.pack(flat, {"state": json.dumps(said)}))
 
 
@@ -102,7 +102,9 @@ def _state(flat: Tree, notes: Mapping[str, str]) -> State:
         raise ValueError("no adapters")
     said = json.loads(notes["state"])
     profiles = {client: found[""] for client, found in parts["profiles"].items()}
-    return State(said["round"], parts["adapters"], parts["memory"], said["where"], profiles, said.get("ranks", {}))
+    turn, where = said["round"], said["where"]
+    own = said.get("ranks", {}), said.get("needs", {})
+    return State(turn, parts["adapters"], parts["memory"], where, profiles, *own)
 
 
 @contextmanager

@@ -99,6 +99,13 @@ def targets(network: nn.Module, names: Sequence[str]) -> dict[str, nn.Module]:
     return {path: layer for path, layer in modules.items() if any(is_called(path, name) for name in names)}
 
 
+def last(paths: Iterable[str], share: float) -> list[str]:
+    """The last share of these paths, in the order of their words, with numbers as numbers."""
+    words = [path.split(".") for path in paths]
+    words.sort(key=lambda path: [(int(word), "") if word.isdigit() else (-1, word) for word in path])
+    return [".".join(path) for path in words[len(words) - round(share * len(words)) :]]
+
+
 def is_called(path: str, name: str) -> bool:
     """Whether a target's name means the layer at this path."""
     return path == name or path.endswith("." + name)

@@ -301,6 +301,24 @@ METHODS: dict[str, Method] = {
         "own",
         ("share.kind=increment", "share.half=b", "personal.kind=finetune"),
     ),
+    "thin": Method(
+        "few bytes",
+        "own",
+        (
+            "share.kind=halves",
+            "share.half=both",
+            "aggregate.kind=average",
+            'guards=["compress"]',
+            "compress.bits=1",
+            "compress.top=0.25",
+            "compress.feedback=true",
+            "compress.lossless=zstd",
+            "compress.down=8",
+            "personal.kind=finetune",
+        ),
+        "Karimireddy et al. 2019, arXiv 1901.09847 (signs with error feedback)",
+        "the longest quarter of a change, as signs and a mean length for each 64; what is lost is added to the next",
+    ),
 }
 
 

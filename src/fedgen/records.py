@@ -114,8 +114,8 @@ class State:
     """All that the server carries from round to round.
 
     The global adapter and one a cluster, the outer step's memory of each, which cluster a client is in, and the
-    profiles by which it came there; and the ranks of clients that have pruned theirs. A client in no cluster is offered
-    the global adapter; in a flat run every one is.
+    profiles by which it came there; the ranks of clients that have pruned theirs; and the needs of clients, by how far
+    the last update of each moved. A client in no cluster is offered the global adapter; in a flat run every one is.
     """
 
     round: int
@@ -124,6 +124,7 @@ class State:
     where: Mapping[str, str] = field(default_factory=dict)
     profiles: Mapping[str, Tensor] = field(default_factory=dict)
     ranks: Mapping[str, int] = field(default_factory=dict)
+    needs: Mapping[str, float] = field(default_factory=dict)
 
     def cluster(self, client: str) -> str:
         """The cluster whose adapter a client is offered."""
@@ -137,7 +138,10 @@ class State:
 
 @dataclass(frozen=True)
 class Report:
-    """What one round did."""
+    """What one round did; `devices` is what came of turns on each kind of device, where a clock knows.
+
+    Where clients have ranks of their own, `ranks` has the mean one of what came, by `layers` and by `clients`.
+    """
 
     round: int
     clients: tuple[str, ...]
@@ -147,6 +151,8 @@ class Report:
     down: int
     seconds: float
     clusters: Mapping[str, Any] = field(default_factory=dict)
+    devices: Mapping[str, Mapping[str, float]] = field(default_factory=dict)
+    ranks: Mapping[str, Mapping[str, float]] = field(default_factory=dict)
 
 
 Reply = Update | Failure

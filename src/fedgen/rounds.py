@@ -8,8 +8,9 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from fedgen import lora, tree
+from fedgen import factors, lora, tree
 from fedgen.aggregate import ANEW, Aggregate, Fold
+from fedgen.allot import Allot, Needed, mean_ranks, moved
 from fedgen.cohort import Cohort
 from fedgen.errors import ClientError, TreeError
 from fedgen.groups import Rules, choice, exchanged, grouped, joined, members, merged, offers, parted
@@ -31,6 +32,7 @@ class Server:
     rules: Rules = field(default_factory=Rules)
     share: Share = field(default_factory=Halves)
     rank: int = 0  # what clients train at, where the plan sets no ranks of their own
+    allot: Allot | None = None  # the rule for these, where it does
 
 
 class _Tally:
@@ -45,6 +47,9 @@ class _Tally:
         self.moved: dict[str, str] = {}
         self.losses: dict[str, list[float]] = {}
         self.ranks: dict[str, int] = {}  # of those who prune theirs
+        self.layers: dict[str, dict[str, int]] = {}  # of those who have ranks of their own, layer by layer
+        self.ordered: dict[str, Tree] = {}
+        self.needs: dict[str, float] = {}
         self.failures: list[Failure] = []
         self.terms = self.up = self.down = 0
 
@@ -85,11 +90,22 @@ class _Tally:
         like = self.likes[cluster] if known else server.share.like(self.state.adapters[cluster], turn, server.rank)
         fold = self.folds[cluster] if known else server.aggregate.fold(like)
         try:
-            fold.add(dataclasses.replace(update, adapter=server.share.read(update.adapter, like, turn)))
+            whole = server.share.read(update.adapter, like, turn)
+            fold.add(dataclasses.replace(update, adapter=whole))
         except TreeError as error:
             return str(error)
         self.likes[cluster], self.folds[cluster] = like, fold
+        if server.allot:
+            self._weigh(update, whole)
         return ""
+
+    def _weigh(self, update: Update, whole: Tree) -> None:
+        """What rank an update has, and if that goes by need, how much it moved."""
+        self.layers[update.client] = factors.ranks_of(whole)
+        if isinstance(self.server.allot, Needed):
+            if update.cluster not in self.ordered:
+                self.ordered[update.cluster] = factors.ordered(self.state.adapters[update.cluster])
+            self.needs[update.client] = moved(self.ordered[update.cluster], whole)
 
     def report(self, names: Sequence[str], seconds: float, clusters: Mapping[str, Any]) -> Report:
         """The round as it went; the order of arrival leaves no trace."""
@@ -98,7 +114,8 @@ class _Tally:
         for fold in self.folds.values():  # of several clusters, the most that is told
             metrics |= {key: max(value, metrics.get(key, value)) for key, value in fold.told.items()}
         failures = tuple(sorted(self.failures, key=lambda failure: failure.client))
-        return Report(self.state.round + 1, tuple(names), failures, metrics, self.up, self.down, seconds, clusters)
+        counted = self.state.round + 1, tuple(names), failures, metrics, self.up, self.down, seconds, clusters
+        return Report(*counted, ranks=mean_ranks(self.layers))
 
 
 def play(server: Server, state: State, ask: Ask) -> tuple[State, Report]:
@@ -141,8 +158,8 @@ def _stepped(server: Server, state: State, tally: _Tally) -> State:
         adapters[cluster] = stepped if anew else server.share.land(now, stepped, state.round + 1)
     moved = {name: cluster for name, cluster in tally.moved.items() if cluster != GLOBAL}
     where = {**state.where, **moved} if moved else state.where
-    ranks = {**state.ranks, **tally.ranks}
-    return dataclasses.replace(state, round=state.round + 1, adapters=adapters, memory=memory, where=where, ranks=ranks)
+    ranks, needs = {**state.ranks, **tally.ranks}, {**state.needs, **tally.needs}
+    return State(state.round + 1, adapters, memory, where, state.profiles, ranks, needs)
 
 
 def _together(server: Server, state: State, before: State, tally: _Tally) -> tuple[State, dict[str, Any]]:

@@ -12,11 +12,12 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from difflib import get_close_matches
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 from fedgen import lora, plan, roster, seeds, tree
-from fedgen.cohort import Uniform, wanted
-from fedgen.devices import fitted
+from fedgen.allot import by_kind, fitted
+from fedgen.cohort import Uniform
+from fedgen.devices import Hardware, Load
 from fedgen.errors import StoreError
 from fedgen.evaluate import Score, Yardstick, total, yardstick_of
 from fedgen.groups import Rules, choice, offers
@@ -24,7 +25,6 @@ from fedgen.journal import Journal, line_of, load_checkpoint, save_checkpoint
 from fedgen.plan import Plan
 from fedgen.records import GLOBAL, Ask, Failure, Report, State, Tree, Update
 from fedgen.rounds import Server, play
-from fedgen.share import Halves
 from fedgen.store import Card, Shelf, load_bundle, save_bundle, save_change, write_whole
 from fedgen.turns import CLUSTER, read_scores
 
@@ -34,9 +34,28 @@ ADAPTERS, SHELF = "adapters", "shelf"
 KEPT = "@round-"  # between a cluster and the round that its adapter is of
 
 
+class Clock(Protocol):
+    """Simulated time; as a shelf, it can go back to the last finished round: `flush`, save the checkpoint, `settle`."""
+
+    def stamped(self, report: Report) -> Report:
+        """The report of the round that has just been played, with its times."""
+
+    def flush(self, folder: Path, turn: int) -> None:
+        """Bring the time after this round and what is in flight to the disk."""
+
+    def settle(self, folder: Path, turn: int) -> None:
+        """Forget how all other rounds ended."""
+
+    def rewind(self, folder: Path, turn: int) -> None:
+        """Go back to the end of this round."""
+
+
 @dataclass(frozen=True)
 class Place:
-    """What a place gives a run: clients to ask, the adapter all start from, and facts about machine and model."""
+    """What a place gives a run: clients to ask, the adapter all start from, and facts about machine and model.
+
+    `hardware` is what is known of the clients' devices, and `load` what a turn asks of one.
+    """
 
     sizes: Mapping[str, int]
     ask: Ask
@@ -44,6 +63,9 @@ class Place:
     shelf: Shelf
     facts: Mapping[str, Any]
     labels: Mapping[str, str] = field(default_factory=dict)
+    hardware: Mapping[str, Hardware] = field(default_factory=dict)
+    load: Load | None = None
+    clock: Clock | None = None
 
 
 @dataclass(frozen=True)
@@ -168,23 +190,32 @@ def go(folder: Path, settled: Plan, place: Place, tell: Tell) -> Run:
     state = load_checkpoint(folder / CHECKPOINT) or State(0, {GLOBAL: place.start})
     journal.rewind(state.round)
     place.shelf.rewind(state.round)
+    if place.clock:
+        place.clock.rewind(folder, state.round)
     names = sorted(place.sizes)
     tell(Began(folder, settled, place.facts, state.round))
-    adapter, cut = settled.adapter, bool(settled.adapter.ranks) and isinstance(settled.share, Halves)
-    place = dataclasses.replace(place, ask=fitted(place.ask, names, adapter.rank, adapter.ranks, cut=cut))
+    adapter, known = settled.adapter, (place.hardware, place.load)
+    fit, ask = settled.fit(settled.allot.ranks(names, adapter.rank, adapter.ranks, *known)), place.ask
     parts = settled.cohort, settled.aggregate, settled.outer, rules_of(settled, place), settled.share
-    server = Server(settled.seed, names, place.sizes, *parts, settled.adapter.rank)
+    server = Server(settled.seed, names, place.sizes, *parts, adapter.rank, settled.allot if settled.mixed else None)
     while state.round < settled.rounds:
+        place = dataclasses.replace(place, ask=fitted(ask, fit, state.needs))
         state, report = play(server, state, place.ask)
+        report = dataclasses.replace(report, ranks=by_kind(report.ranks, place.hardware))
+        report = place.clock.stamped(report) if place.clock else report
         report = _checked(report, state, server, settled, place)
         if settled.evaluate.keep and state.round % settled.evaluate.keep == 0:
             _keep(folder, state, place, report)  # before the round counts, so that a resumed run has it too
         place.shelf.flush()
+        if place.clock:
+            place.clock.flush(folder, state.round)
         journal.append(line_of(report))
         save_checkpoint(folder / CHECKPOINT, state)
         place.shelf.settle(state.round)
+        if place.clock:
+            place.clock.settle(folder, state.round)
         tell(report)
-    _finish(folder, state, server, place)
+    _finish(folder, state, server, dataclasses.replace(place, ask=fitted(ask, fit)))
     return Run(folder)
 
 
@@ -311,42 +342,3 @@ def _save(folder: Path, name: str, state: State, place: Place, metrics: Mapping[
 
 def _dump(content: Mapping[str, Any]) -> bytes:
     return (json.dumps(content, indent=1, ensure_ascii=False) + "\n").encode()
-
-
-@dataclass(frozen=True)
-class Cost:
-    """What a plan costs before it is run."""
-
-    clients: int
-    cohort: int
-    backbone_parameters: int
-    adapter_parameters: int
-    message: int
-    full_message: int
-    row_bytes: int
-    rows_a_pass: int
-
-    @property
-    def round_bytes(self) -> int:
-        """Bytes a round in each direction."""
-        return self.cohort * self.message
-
-    @property
-    def saved(self) -> float:
-        """The share of full-model FedAvg's uplink that is not sent."""
-        return 1 - self.message / self.full_message
-
-
-def cost_of(settled: Plan, place: Place) -> Cost:
-    """The plan's cost at a place."""
-    facts = place.facts
-    return Cost(
-        clients=len(place.sizes),
-        cohort=wanted(settled.cohort, len(place.sizes)),
-        backbone_parameters=facts["parameters"],
-        adapter_parameters=tree.size(place.start),
-        message=len(tree.pack(place.start)),
-        full_message=facts["full_bytes"],
-        row_bytes=facts["row_bytes"],
-        rows_a_pass=settled.training.cohort * settled.training.batch,
-    )

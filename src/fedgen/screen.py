@@ -1,7 +1,7 @@
 """What a run looks like in a terminal: live progress, plain lines where there is no terminal, and tables."""
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from types import TracebackType
 from typing import Self
 
@@ -12,6 +12,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn
 from rich.table import Table
 
 from fedgen.cohort import wanted
+from fedgen.devices import Burden
 from fedgen.evaluate import Gains, Score, Yardstick, gains, total, yardstick_of
 from fedgen.exhibit import QUALITY, Painting
 from fedgen.methods import Method
@@ -21,7 +22,7 @@ from fedgen.records import Failure, Report, Update
 from fedgen.report import digest
 from fedgen.report.clusters import table_of
 from fedgen.report.digest import CLUSTER, KINDS
-from fedgen.report.wording import counted, happened, number, saving, size
+from fedgen.report.wording import counted, happened, number, saving, size, span
 from fedgen.run import Began, Run
 
 
@@ -100,19 +101,26 @@ class Screen:
     def _round(self, report: Report) -> None:
         yardstick = yardstick_of(self.began.facts if self.began else {})
         seen, digits = report.metrics.get(yardstick.key), yardstick.digits
+        answered = report.metrics.get("answered", len(report.clients) - len(report.failures))
         parts = [
             f"round {report.round}/{self.began.plan.rounds if self.began else '?'}",
-            f"{len(report.clients) - len(report.failures)}/{len(report.clients)} clients",
+            f"{answered:.0f}/{len(report.clients)} clients",
             f"loss {report.metrics['loss']:.{max(3, digits)}f}",
             *([f"{yardstick.name} {seen:.{digits}f}"] if seen else []),
             *([counted(len(report.clusters["members"]), "cluster")] if report.clusters else []),
+            *([f"mean rank {_mean(report.ranks['clients'].values()):.1f}"] if report.ranks else []),
             f"{size(report.up)} up",
             f"{report.metrics['terms'] / report.seconds:,.0f} {yardstick.term}s/s",
+            *([f"{span(report.metrics['clock'])} simulated"] if "clock" in report.metrics else []),
         ]
         self.out.print("  ".join(parts), soft_wrap=True)
         for event in report.clusters.get("events", []):
             self.out.print(f"  {happened(event)}", markup=False, soft_wrap=True)
         self.bar.update(self.task, description=f"round {report.round + 1}")
+
+
+def _mean(values: Collection[float]) -> float:
+    return sum(values) / len(values)
 
 
 def stands(now: Standing) -> str:
@@ -219,6 +227,21 @@ def methods_table(methods: Mapping[str, Method]) -> Table:
     for name, method in methods.items():
         table.add_row(name, method.title, method.paper, method.departs)
     return table
+
+
+def devices_lines(found: Sequence[Burden], *, known: bool) -> list[str]:
+    """What a turn is to each kind of device, a line each below their heads; of those not `known`, what it would be."""
+    who, many = ("a turn on", "clients") if known else ("a turn would be on", "")
+    rows = [[who, many, "fits", "rank", "needs", "of", "down", "work", "up"]]
+    for own in found:
+        low, high = own.ranks
+        rank = "" if not high else f"{low}" if low == high else f"{low} to {high}"
+        fits = "yes" if own.fits == own.clients else f"{own.fits:,}" if own.fits else "no"
+        seconds = [span(each) for each in (own.turn.down, own.turn.work, own.turn.up)]
+        rows.append([own.kind, many and f"{own.clients:,}", fits, rank, size(own.needs), size(own.memory), *seconds])
+    wide = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    lines = ["  ".join([row[0].ljust(wide[0]), *map(str.rjust, row[1:], wide[1:])]) for row in rows]
+    return lines if found else []
 
 
 def standing(run: Run) -> str:

@@ -162,10 +162,8 @@ def _all_a(like: Tree) -> set[str]:
 
 
 def _last(like: Tree, share: float) -> set[str]:
-    """The keys of the last adapted layers, in the order of the words in their paths, with numbers as numbers."""
-    paths = [pair.path.split(".") for pair in lora.pairs(like)] if share else []
-    paths.sort(key=lambda words: [(int(word), "") if word.isdigit() else (-1, word) for word in words])
-    own = [".".join(words) for words in paths[len(paths) - round(share * len(paths)) :]]
+    """The keys of the last adapted layers."""
+    own = lora.last([pair.path for pair in lora.pairs(like)], share) if share else []
     return {lora.PREFIX + path + end for path in own for end in (lora.A_END, lora.B_END)}
 
 
@@ -174,11 +172,13 @@ class Increment:
     """Each round clients train a fresh pair of their own rank, beside the server's adapter, which is frozen.
 
     Its A is drawn anew from a public seed, with orthonormal rows. If only B is trained and travels, the mean is exact
-    in whatever way B's are summed, and the server adds it up to rank `widest`; else `aggregate.stack` does.
+    in whatever way B's are summed, and the server adds it up to rank `widest`; else `aggregate.stack` does. Of the
+    server's adapter a client `carries` the nearest of this rank (0: all of it).
     """
 
     half: Literal["both", "b"] = "both"
     widest: Annotated[int, Range(1)] = 32
+    carries: Annotated[int, Range(0)] = 0
     seed: Annotated[int, Range(0)] = 0
     keep: ClassVar[bool] = False
     prune: ClassVar[bool] = False

@@ -15,8 +15,9 @@ from fedgen.backbones import Backbone
 from fedgen.client import Job, Start, Trained, Training, train
 from fedgen.data.deal import count, take
 from fedgen.encode import Encoder, Profile, Silent
-from fedgen.errors import FedgenError
+from fedgen.errors import FedgenError, TreeError
 from fedgen.evaluate import Score, score
+from fedgen.guards import Guards
 from fedgen.personal import Personal
 from fedgen.records import GLOBAL, Client, Failure, Offer, Reply, Rows, Tree, Update
 from fedgen.share import Halves, Share
@@ -43,6 +44,7 @@ class Site:
     encoder: Encoder = field(default_factory=Silent)
     profile: Profile = field(default_factory=Profile)
     share: Share = field(default_factory=Halves)
+    guards: Guards = field(default_factory=Guards)
 
 
 def turn(site: Site, offer: Offer) -> Reply:
@@ -52,7 +54,8 @@ def turn(site: Site, offer: Offer) -> Reply:
 
 def turns(site: Site, offers: Sequence[Offer]) -> list[Reply]:
     """The client's half of a round for several clients at once, each as if alone."""
-    known = _met(site, _taken(site, [offer for offer in offers if offer.client in site.clients]))
+    here = [offer for offer in offers if offer.client in site.clients]
+    known = _met(site, _taken(site, site.guards.met(here, site.bank.layout)))
     shared = _train(site, [(offer, site.share.begin(offer)) for offer in known if offer.use == "train"], SHARED)
     own = _train(site, [(offer, start) for offer in known if (start := _own_start(site, offer))], OWN)
     for offer in known:
@@ -77,12 +80,20 @@ def turns(site: Site, offers: Sequence[Offer]) -> list[Reply]:
         elif offer.use == "encode":
             replies.append(_encoded(site, offer, client))
         elif offer.use == "train" and done:
-            metrics = {"loss": done.loss, "steps": done.steps, "terms": done.terms}
-            sent = site.share.sent(done.anchor or done.adapter, offer)
-            replies.append(Update(*where, sent, count(client.train), metrics))
+            replies.append(_update(site, offer, client, done))
         else:
             replies.append(Update(*where, {}, count(client.train), _metrics(scores[client.name])))
     return replies
+
+
+def _update(site: Site, offer: Offer, client: Client, done: Trained) -> Reply:
+    """What leaves of what was trained."""
+    metrics = {"loss": done.loss, "steps": done.steps, "terms": done.terms}
+    try:
+        sent = site.guards.sent(site.share.sent(done.anchor or done.adapter, offer), offer, site.shelf)
+    except TreeError as error:  # a change too long for its guards
+        return offer.failed(str(error))
+    return Update(offer.round, offer.client, offer.cluster, sent, count(client.train), metrics)
 
 
 def _taken(site: Site, known: Sequence[Offer]) -> list[Offer]:
@@ -150,7 +161,7 @@ def _train(site: Site, starts: Sequence[tuple[Offer, Start]], what: str) -> dict
 
 def _job(site: Site, offer: Offer, start: Start, what: str) -> Job:
     rows, draw = site.clients[offer.client].train, functools.partial(_draw, site, offer, what)
-    return Job(offer.client, start, rows, draw)
+    return Job(offer.client, start, rows, draw, offer.rank)
 
 
 def _draw(site: Site, offer: Offer, what: str, use: str) -> torch.Generator:

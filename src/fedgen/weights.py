@@ -37,6 +37,10 @@ class Span:
         """The change that lies in a line; it has no rank to choose."""
         return {key: part.clone() for key, part in self.parts(line).items()}
 
+    def shaped(self, line: Tensor, like: Tree) -> Tree:
+        """The change that lies in a line; all have one shape."""
+        return self.tree(line, 0)
+
     def parts(self, line: Tensor) -> Tree:
         """Each weight's change out of a line, as views."""
         return tree.unflatten(line, self.like)

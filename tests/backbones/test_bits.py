@@ -23,6 +23,8 @@ def test_a_quantised_backbone_trains_through_the_bank(bits: Literal[4, 8]) -> No
     pytest.importorskip("bitsandbytes")
     backbone = Language(length=16, device="cpu", bits=bits).load()
     rows = backbone.encode([Document("ann", "the quick brown fox jumps over the lazy dog. " * 8)])
+    with torch.no_grad():  # as a score does, which must not be the last thing that the model can
+        backbone.losses(rows)
     with Bank(backbone.network, ["down_proj"], 2) as bank:
         job = Job(
             "ann", Start(bank.fresh(torch.Generator().manual_seed(0))), rows, partial(seeds.generator, 0, 0, "ann")

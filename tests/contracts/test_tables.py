@@ -15,11 +15,13 @@ import pytest
 import torch
 
 from fedgen import lora, plan
-from fedgen.aggregate import Average, Residual, Stack, Turned
+from fedgen.aggregate import Average, Changes, Residual, Stack, Turned
+from fedgen.allot import Dealt
 from fedgen.client import Start, Training
 from fedgen.cluster import Losses
 from fedgen.cohort import COHORTS, Cohort, Uniform, Weighted
 from fedgen.data import PARTITIONS, SOURCES, ByField, Partition
+from fedgen.devices import Drawn
 from fedgen.encode import Ngrams
 from fedgen.errors import FedgenError, PlanError
 from fedgen.personal import PERSONALS, Keep
@@ -40,7 +42,9 @@ CHANGED: dict[type, Callable[[Any], Any]] = {
 def changed(part: Any, name: str) -> Any:
     """The part with one setting that is not the default."""
     value, hint = getattr(part, name), typing.get_type_hints(type(part))[name]
-    if name in ("styles", "characters"):  # only known ones will do
+    if name == "shares":
+        return replace(part, shares=(0.5,) * len(part.classes))
+    if name in ("styles", "characters", "classes"):  # only known ones will do
         return replace(part, **{name: value[:-1]})
     choices = typing.get_args(hint) if typing.get_origin(hint) is Literal else ()
     other = next((choice for choice in choices if choice != value), None) or CHANGED[type(value)](value)
@@ -76,6 +80,8 @@ def beside(section: str, part: Any) -> dict[str, Any]:
     if section == "aggregate":
         shares: dict[type[Any], Any] = {Turned: Halves("b"), Residual: Top(), Stack: Increment()}
         return {"share": shares.get(type(part), Halves())}
+    if section == "allot" and part != Dealt():
+        return {"aggregate": Changes(), "devices": Drawn()}
     return {"cluster": {"encode": Ngrams()}, "exchange": {"cluster": Losses()}}.get(section, {})
 
 

@@ -11,8 +11,8 @@ FLOORS = [
     "seeds tree",
     "lora factors bank weights chart store",
     "backbones data encode client evaluate quality sheet",
-    "cohort aggregate outer cluster kinship exchange share personal guards devices",
-    "turns groups rounds journal plan methods roster run sample exhibit merging leaving",
+    "cohort aggregate outer cluster kinship exchange share personal guards devices allot",
+    "turns groups rounds journal plan methods roster run cost sample exhibit merging leaving",
     "places serve.keys serve.pool serve.engine serve.house serve.client serve",
     ". report screen reproduce serve.page serve.api serve_cli fleet_cli cli __main__",  # the dot is fedgen/__init__.py
 ]

@@ -13,6 +13,7 @@ import pytest
 from fedgen.backbones import Diffusion, Language, LanguageBackbone
 from fedgen.client import Training
 from fedgen.data import SOURCES, ByField, Deal, Digits, Folder, Jsonl
+from fedgen.devices import Named, Unknown
 from fedgen.encode import Folder as Reader
 from fedgen.encode import Ngrams
 from fedgen.errors import BackboneError, ClientError, DataError, PlanError
@@ -26,6 +27,7 @@ from fedgen.places.device import (
     backbone_of,
     encoder_of,
     holdings_of,
+    hours_of,
     metered,
     plan_of,
     read,
@@ -104,6 +106,18 @@ hub = true
     )
 
 
+def test_a_device_may_say_what_it_is(tmp_path: Path) -> None:
+    assert read(written(tmp_path, 'name = "ada"\nclass = "board"\n' + DATA)).kind == "board"
+    assert hours_of("22-6") == (22.0, 6.0)
+    assert hours_of("") == (0.0, 24.0)
+
+
+def test_a_file_of_devices_is_read_for_trials_alone() -> None:
+    plan = dataclasses.replace(Plan(), devices=Named("/etc/passwd"))
+    assert plan_of(trial(), plan).devices == plan.devices
+    assert plan_of(ada(), plan).devices == Unknown()
+
+
 def test_little_need_be_said(tmp_path: Path) -> None:
     device = read(written(tmp_path, 'name = "ada"\n' + DATA))
     assert device == Device("ada", Folder(str(tmp_path / "notes")))
@@ -129,7 +143,9 @@ SHARE = "consent.share: wanted a text such as '1/3', the first of every three, o
 USED = f"consent.uses: wanted a list of texts out of {', '.join(USES)}, came "
 WRONG = [
     # keys and sections
-    (SECTION + "[limit]\nmemory = 3", "'limit' is not one of name, data, limits, consent, backbones"),
+    (SECTION + "[limit]\nmemory = 3", "'limit' is not one of name, class, data, limits, consent, backbones"),
+    ('class = "fridge"\n' + SECTION,
+     "class: wanted a text out of phone, tablet, laptop, board, gateway, or '' to be measured, came 'fridge'"),
     (NAMED + "limits = 3", "'limits' is a section, came 3; write [limits] and its keys below it"),
     (NAMED + 'backbones = ["x"]', "'backbones' is a section, came ['x']; write [backbones] and its keys below it"),
     (SECTION + "[limits]\nram = 3", "limits.ram: no such key; Limits has memory, threads, hours, metered"),
@@ -384,7 +400,7 @@ def test_no_path_of_a_plan_is_forgotten() -> None:
     data = {name for name in found if name.startswith("data.")}  # the device's own, or a trial's
     server = {"quality.weights", "quality.clip", "fleet.folder", "ray.address"}
     no_path = {"backbone.device"}
-    assert found - data - server - no_path == {"backbone.source", "encode.path"}
+    assert found - data - server - no_path == {"backbone.source", "encode.path", "devices.file"}
 
 
 def test_all_of_a_device_s_documents_are_its_one_client_s(tmp_path: Path) -> None:
@@ -428,5 +444,5 @@ def test_a_pass_keeps_within_the_memory(backbone: LanguageBackbone) -> None:
     with pytest.raises(ClientError) as caught:
         width_of(ada(limits=Limits(least - 1)), training, backbone)
     assert str(caught.value) == (
-        f"limits.memory: wanted at least {least} MB for a step of {batch} rows of 'tiny', came {least - 1}; raise it"
+        f"limits.memory: wanted at least {least} MB for a pass of {batch} rows of 'tiny', came {least - 1}; raise it"
     )

@@ -11,6 +11,7 @@ import pytest
 import fedgen
 from fedgen import Run
 from fedgen import plan as plans
+from fedgen.devices import CLASSES, said_again
 from fedgen.errors import ClientError
 from fedgen.places import fleet, roll
 from fedgen.places.desk import Desk
@@ -109,6 +110,21 @@ def test_a_run_on_nodes_ends_as_the_one_in_this_process(here: Run, there: Path, 
     run = fleet.serve(there, Hand(desks(tmp_path)))
     check(run, here, tmp_path)
     assert run.facts["rows"] == here.facts["rows"]
+
+
+def test_a_run_knows_what_its_nodes_say_they_are(there: Path, tmp_path: Path) -> None:
+    plan = replace(Run(there).plan, fleet=Fleet(str(tmp_path / "home"), nodes=3, deadline=60.0))
+    (tmp_path / "home").mkdir()
+    write_whole(there / PLAN, plans.write(plan).encode())
+    held = desks(tmp_path)
+    held[1].hardware, held[2].hardware = CLASSES["board"], replace(CLASSES["phone"], memory=10**9, hours=(22.0, 7.0))
+    run = fleet.serve(there, Hand(held))
+    assert run.facts["devices"] == {"board": 2, "phone": 2}
+    assert fleet.noted_kinds(tmp_path / "home") == {"1": "board", "2": "phone"}
+    known = {name: said_again(name, said) for name, said in run.facts["hardware"].items()}
+    owner = {name: at for at, desk in held.items() for name in Shelf(next(desk.folder.glob("*/shelf"))).clients()}
+    assert {owner[name] for name in known} <= {1, 2}
+    assert all(device == held[owner[name]].hardware for name, device in known.items())
 
 
 @pytest.mark.parametrize("dies", [8, 11, 14])

@@ -10,8 +10,8 @@ from typing import Any
 import pytest
 import torch
 
+from fedgen import lora, tree
 from fedgen import plan as plans
-from fedgen import tree
 from fedgen.backbones import Diffusion, Language
 from fedgen.bank import Bank
 from fedgen.data import Folder
@@ -154,6 +154,34 @@ def test_a_settled_plan_leaves_nothing_to_decide(tiny_plan: dict[str, Any]) -> N
     assert settled.training.cohort >= 1
     assert settle(settled, backbone) == settled
     assert plans.read(settled) == settled
+
+
+@pytest.mark.parametrize(
+    ("share", "targets"),
+    [
+        (0.1, ("model.layers.1.self_attn.v_proj",)),  # one at least
+        (0.5, ("model.layers.1.self_attn.q_proj", "model.layers.1.self_attn.v_proj")),
+    ],
+)
+def test_a_settled_plan_names_the_last_layers_in_full(
+    share: float, targets: tuple[str, ...], tiny_plan: dict[str, Any]
+) -> None:
+    plan = plans.read(tiny_plan, [f"adapter.last={share}"])
+    backbone = plan.backbone.load()
+    settled = settle(plan, backbone)
+    assert (settled.adapter.targets, settled.adapter.last) == (targets, 1.0)
+    assert settle(settled, backbone) == settled  # so that a resumed run does not take the last of the last
+    with settled.adapter.bank(backbone.network, 2) as bank:
+        assert tuple(lora.short(pair.path) for pair in lora.pairs(bank.fresh(torch.Generator()))) == tuple(
+            lora.short(path) for path in targets
+        )
+
+
+def test_facts_tell_what_a_row_takes_as_it_is_trained(tiny_plan: dict[str, Any]) -> None:
+    plan = plans.read(tiny_plan)
+    backbone = plan.backbone.load()
+    anew = plans.read(tiny_plan, ["training.checkpoint=true"])
+    assert facts_of(anew, backbone)["row_bytes"] < facts_of(plan, backbone)["row_bytes"]
 
 
 def test_a_settled_plan_says_its_paths_in_full(

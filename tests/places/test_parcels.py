@@ -2,7 +2,7 @@
 
 import json
 from collections.abc import Callable
-from dataclasses import replace
+from dataclasses import asdict, replace
 from typing import Any
 
 import pytest
@@ -10,6 +10,7 @@ import safetensors.torch
 import torch
 
 from fedgen import tree
+from fedgen.devices import CLASSES
 from fedgen.errors import ClientError, FedgenError
 from fedgen.places.wire import (
     PROFILE,
@@ -85,7 +86,7 @@ def test_offers_there_and_back() -> None:
 
 def test_who_is_here_there_and_back() -> None:
     assert read_offers(question(ERRAND)) == (ERRAND, None)
-    here = Present("ada", {"ann": 12, "bob": 1}, {"ann": "north"}, ("eve",), "0123")
+    here = Present("ada", {"ann": 12, "bob": 1}, {"ann": "north"}, ("eve",), "0123", hardware=CLASSES["phone"])
     assert read_present(introduced(here)) == here
     away = Present("ada", {}, {}, reason="no model")
     assert read_present(introduced(away)) == away
@@ -295,7 +296,12 @@ def test_one_bad_answer_leaves_the_others_as_they_are() -> None:
             json.dumps({"present": vars(Present("ada", {"ann": 3}, {})) | changes})
             for changes in (
                 {"rows": {"ann": 0}}, {"rows": {"ann": float("inf")}}, {"rows": {"ann": "many"}}, {"rows": ["ann"]},
-                {"rows": {"ann": 10**400}}, {"labels": 3}, {"dropped": None},
+                {"rows": {"ann": 10**400}}, {"labels": 3}, {"dropped": None}, {"hardware": 3},
+                *({"hardware": asdict(CLASSES["phone"]) | odd} for odd in (
+                    {"kind": "fridge"}, {"kind": ["phone"]}, {"memory": 0}, {"memory": 10**400}, {"memory": 1.5},
+                    {"speed": float("nan")}, {"up": float("inf")}, {"down": True}, {"lost": 2}, {"hours": [22]},
+                    {"hours": [22, 25]}, {"rows": -1}, {"colour": "red"},
+                )),
             )
         ),
     ],

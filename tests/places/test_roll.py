@@ -3,11 +3,12 @@
 import threading
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
 import pytest
 
+from fedgen.devices import CLASSES
 from fedgen.errors import ClientError
 from fedgen.places import roll, wire
 from fedgen.places.roll import Arrived, Noticed, Roll
@@ -89,14 +90,20 @@ def refused(post: Letters, nodes: int = 1) -> str:
 
 
 def test_the_census_of_those_who_are_here() -> None:
-    first = holds("ada", "ann", "bob", labels={"ann": "north"}, dropped=("zoe",))
+    first = holds("ada", "ann", "bob", labels={"ann": "north"}, dropped=("zoe",), hardware=CLASSES["board"])
     post = Letters({1: first, 2: holds("eve", "cleo", dropped=("yan",)), 3: holds("no", "dan", reason="not today")})
     found, told = gathered(post, 2)
     found.look()
-    wanted = {"sizes": {"ann": 10, "bob": 20, "cleo": 10}, "labels": {"ann": "north"}, "dropped": ["yan", "zoe"]}
-    assert found.census() == wanted
+    board = asdict(CLASSES["board"])
+    assert found.census() == {
+        "sizes": {"ann": 10, "bob": 20, "cleo": 10},
+        "labels": {"ann": "north"},
+        "dropped": ["yan", "zoe"],
+        "hardware": {"ann": board, "bob": board},
+    }
+    assert found.kinds() == {"1": "board"}
     assert sorted(told) == [
-        "node 'ada' holds ann, bob",
+        "node 'ada' holds ann, bob on a board",
         "node 'eve' holds cleo",
         "node 'no' takes no part: not today",
     ]

@@ -190,3 +190,39 @@ def test_a_turn_that_is_taken_again_meets_what_was_there_before(tmp_path: Path) 
     assert same(shelf.get("alice", before=2), make(1)), "round 2 is not done, and may be asked for again"
     shelf.settle(2)
     assert shelf.get("alice", before=2) is None
+
+
+# ---- drawers
+
+
+def test_a_drawer_is_a_shelf_of_its_own(tmp_path: Path) -> None:
+    shelf = Shelf(tmp_path)
+    shelf.put("ann", 1, make(1))
+    shelf.drawer("owed").put("bob", 1, make(2))
+    assert shelf.clients() == ["ann"]
+    assert shelf.drawer("owed").clients() == ["bob"]
+    assert shelf.get("bob") is None
+    assert same(shelf.drawer("owed").get("bob"), make(2))
+
+
+def test_a_drawer_is_flushed_with_its_shelf(tmp_path: Path) -> None:
+    shelf = Shelf(tmp_path)
+    shelf.drawer("owed").put("ann", 1, make(1))
+    assert not Shelf(tmp_path).drawer("owed").clients()
+    shelf.flush()
+    assert same(Shelf(tmp_path).drawer("owed").get("ann"), make(1))
+    assert Shelf(tmp_path).clients() == []
+
+
+@pytest.mark.parametrize("opened", [True, False], ids=["opened", "as it lies on disk"])
+def test_a_drawer_is_rewound_and_settled_with_its_shelf(opened: bool, tmp_path: Path) -> None:
+    shelf = Shelf(tmp_path)
+    for turn in (1, 2, 3):
+        shelf.drawer("owed").put("ann", turn, make(turn))
+    shelf.flush()
+    shelf = shelf if opened else Shelf(tmp_path)
+    shelf.rewind(2)
+    assert files(tmp_path / "owed") == 2
+    shelf.settle(2)
+    assert files(tmp_path / "owed") == 1
+    assert same(Shelf(tmp_path).drawer("owed").get("ann"), make(2))

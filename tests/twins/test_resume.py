@@ -123,3 +123,30 @@ def test_a_run_killed_again_and_again_ends_as_if_nobody_had(
     assert len([name for name in whole if name.startswith("shelf/")]) == 6
     assert {name.split("/")[1] for name in whole if name.startswith("adapters/")} == {"global", "global@round-2"}
     assert {"adapters/global/adapter_model.safetensors", "checkpoint.safetensors", "scores.json"} <= set(whole)
+
+
+TIMED = {
+    "waited for": {"spare": 0.25, "quorum": 0.25},
+    "asynchronous": {"buffer": 2, "quorum": 0.25},
+}
+
+
+@pytest.mark.parametrize("kind", TIMED)
+def test_simulated_time_and_what_is_in_flight_survive(kind: str, tiny_plan: dict[str, Any], tmp_path: Path) -> None:
+    plan = copy.deepcopy(tiny_plan)
+    plan |= {"rounds": 4, "devices": {"kind": "drawn", "classes": ["board"], "spread": 1.5}, "fleet": TIMED[kind]}
+    plan |= {"training": {"steps": 2, "batch": 2}, "evaluate": {"rows": 2, "clients": 2}, "personal": {"kind": "none"}}
+    play(plan, tmp_path / "whole" / "run")
+    for fault in (
+        Fault(r"rename .*/clock-1\."),  # the round is played, and nothing of it is down
+        Fault(r"rename .*/checkpoint\.safetensors", 2),  # two rounds' times are there, and round 1 counts
+        Fault(r"remove .*/clock-2\."),  # round 3 counts, and round 2 is not forgotten yet
+        Fault("Update 4"),
+    ):
+        play(plan, tmp_path / "killed" / "run", fault)
+    play(plan, tmp_path / "killed" / "run")
+    whole, killed = content(tmp_path / "whole" / "run"), content(tmp_path / "killed" / "run")
+    assert list(whole) == list(killed)
+    assert [name for name in whole if whole[name] != killed[name]] == []
+    assert len(whole["clock-4.safetensors"]) > (4 * 1024 if kind == "asynchronous" else 0)  # with changes in it
+    assert whole["journal.jsonl"][-1]["metrics"]["clock"] > whole["journal.jsonl"][0]["metrics"]["clock"] > 0

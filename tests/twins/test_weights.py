@@ -381,6 +381,7 @@ APART = {
     "hierarchy.merge": ["cluster.kind=oracle", "hierarchy.merge=0.5"],
     "hierarchy.split": ["cluster.kind=oracle", "hierarchy.split=-0.5"],
     "personal": ["personal.kind=added"],
+    "adapter.last": ["adapter.last=0.5"],
     "training.dropout": ["training.dropout=0.1"],
 }
 

@@ -4,7 +4,7 @@ from typing import Any, Literal
 
 from fedgen.aggregate.folds import Aggregate, Fold, weight_of
 from fedgen.aggregate.means import Average, Fair, Padded, Turned
-from fedgen.aggregate.products import Exact, Residual, Stack
+from fedgen.aggregate.products import Changes, Exact, Residual, Stack
 
 __all__ = [
     "AGGREGATES",
@@ -12,6 +12,7 @@ __all__ = [
     "FLAT",
     "Aggregate",
     "Average",
+    "Changes",
     "Exact",
     "Fair",
     "Fold",
@@ -28,6 +29,7 @@ __all__ = [
 AGGREGATES = {
     "average": Average,
     "exact": Exact,
+    "changes": Changes,
     "padded": Padded,
     "fair": Fair,
     "turned": Turned,
@@ -35,7 +37,13 @@ AGGREGATES = {
     "stack": Stack,
 }
 Sends = Literal["whole", "narrowing", "part", "b", "increment", "top"]
-ANEW = (Exact, Turned, Residual, Stack)  # products in new factors each round, to which no factor has a straight way
+ANEW = (
+    Exact,
+    Changes,
+    Turned,
+    Residual,
+    Stack,
+)  # products in new factors each round, to which no factor has a straight way
 FLAT = (Turned, Residual, Stack)  # their updates begin at one adapter of all, so the adapters of clusters are none
 
 

@@ -1,5 +1,6 @@
 """Rules that average the products B A themselves, and so factor them anew."""
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import partial
@@ -23,7 +24,46 @@ class Exact:
 
     def _end(self, ranks: int, parts: Parts) -> tuple[Tree, Mapping[str, float]]:
         found, tail = lora.compact(parts, ranks)
-        return found, {"tail": tail}
+        return found, {"tail": tail, **_seen(parts, found)}
+
+
+@dataclass(frozen=True)
+class Changes:
+    """The adapter plus the weighted mean of the changes of the products, each against what that client was offered.
+
+    That is the nearest adapter of its rank. So a narrow client does not pull to zero what it never held, as it does in
+    the mean of the products; where all ranks are one, the two are the same.
+    """
+
+    weight: Weight = "examples"
+
+    def fold(self, like: Tree) -> Fold:
+        """A fold that keeps the factors until the end, as their products have no shorter sum."""
+        return Kept(partial(alike, like), self.weight, partial(self._end, like))
+
+    def _end(self, like: Tree, parts: Parts) -> tuple[Tree, Mapping[str, float]]:
+        unseen = _unseen(like, parts)
+        found, tail = lora.compact([*parts, (1.0, unseen)] if unseen else parts, lora.rank(like))
+        return found, {"tail": tail, **_seen(parts, found)}
+
+
+def _unseen(like: Tree, parts: Parts) -> Tree:
+    """What clients were not offered of an adapter: each of its ranks by the share of those who did not hold it."""
+    own = [(share, factors.ranks_of(part)) for share, part in parts]
+    if all(ranks == factors.ranks_of(like) for _, ranks in own):
+        return {}
+    made = []
+    for pair in lora.pairs(factors.ordered(like)):
+        b, a = lora.product_of(pair)
+        held = [(share, ranks[pair.path] // len(a)) for share, ranks in own]
+        shares = [math.fsum(share for share, ranks in held if ranks <= at) for at in range(b.shape[2])]
+        made.append(lora.pair_of((b * b.new_tensor(shares), a), pair))
+    return lora.tree_of(made)
+
+
+def _seen(parts: Parts, found: Tree) -> dict[str, float]:
+    """How far averaging the factors apart would have been off, and how many ranks the outcome really has."""
+    return {"cross": lora.apart_error(parts), "breadth": factors.breadth(found)}
 
 
 @dataclass(frozen=True)

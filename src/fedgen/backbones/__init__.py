@@ -1,6 +1,7 @@
 """What fedgen asks of a frozen model, and the kinds of frozen model there are."""
 
 from collections.abc import Sequence
+from contextlib import AbstractContextManager
 from typing import Protocol
 
 import torch
@@ -61,8 +62,11 @@ class Backbone(Protocol):
     def seal(self, prompt: str) -> Rows:
         """What a device sends in place of a prompt, for inference: hidden states, no text and no token ids."""
 
-    def row_bytes(self) -> int:
-        """About how much memory one row's forward and backward pass takes."""
+    def row_bytes(self, *, anew: bool = False) -> int:
+        """About how much memory one row's forward and backward pass takes, also with activations computed `anew`."""
+
+    def anew(self) -> AbstractContextManager[None]:
+        """While it lasts, a pass keeps little for its gradient, and computes the rest anew when that is taken."""
 
 
 class Model(Protocol):

@@ -1,6 +1,7 @@
 """Diffusion models as frozen backbones: any diffusers folder with a UNet or a transformer that is known here."""
 
 from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Annotated, Any, Literal
@@ -8,6 +9,7 @@ from typing import Annotated, Any, Literal
 import torch
 from torch import Tensor, nn
 
+from fedgen.backbones.anew import Kept, denoiser_anew
 from fedgen.backbones.canvas import Canvas, advance, begun, doubled, sampler
 from fedgen.backbones.conditions import CALLS, Condition, Prompts, condition_of
 from fedgen.backbones.folder import Reader, hash_of, index_of, located, named
@@ -215,25 +217,23 @@ class DiffusionBackbone:
         return self.condition.empty()
 
     @cached_property
-    def _bytes(self) -> int:
+    def _kept(self) -> Kept:
         """Measured: what one row's forward pass keeps for the backward one."""
-        kept: dict[int, int] = {}
-
-        def weigh(tensor: Tensor) -> Tensor:
-            kept[tensor.untyped_storage().data_ptr()] = tensor.untyped_storage().nbytes()
-            return tensor
-
-        frozen = {weight.untyped_storage().data_ptr() for weight in self.network.parameters()}
+        kept = Kept(list(self.network.parameters()))
         told = self.condition.rows([Document("", "", label="0")])
         told = {key: value.to(self.device) for key, value in told.items()}
         noisy = torch.zeros(1, *self.shape, device=self.device, requires_grad=True)
-        with torch.enable_grad(), torch.autograd.graph.saved_tensors_hooks(weigh, lambda tensor: tensor):
+        with torch.enable_grad(), denoiser_anew(self.network, kept.run), kept.seen(kept.rest):
             self._say(noisy, torch.ones(1, device=self.device), told)
-        return sum(size for place, size in kept.items() if place not in frozen)
+        return kept
 
-    def row_bytes(self) -> int:
+    def row_bytes(self, *, anew: bool = False) -> int:
         """About how much memory one row's forward and backward pass takes."""
-        return self._bytes
+        return self._kept.least if anew else self._kept.whole
+
+    def anew(self) -> AbstractContextManager[None]:
+        """While it lasts, a block keeps its input alone for the backward pass."""
+        return denoiser_anew(self.network)
 
     # ---- pictures
 

@@ -3,8 +3,10 @@
 import hashlib
 import sys
 from collections.abc import Iterator, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from functools import cached_property
+from importlib import import_module
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -13,6 +15,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from transformers import AutoModelForCausalLM, AutoTokenizer, BitsAndBytesConfig
 
+from fedgen.backbones.anew import blocks_anew
 from fedgen.backbones.quiet import without_bars
 from fedgen.backbones.sampling import Taste, choose
 from fedgen.backbones.spelling import Spelling
@@ -58,8 +61,7 @@ class Language:
         dtype = auto if self.dtype == "auto" else getattr(torch, self.dtype)
         options: dict[str, Any] = {"dtype": dtype, "local_files_only": local, "use_safetensors": True}
         if self.bits < 16:
-            four, eight = self.bits == 4, self.bits == 8
-            options["quantization_config"] = BitsAndBytesConfig(load_in_4bit=four, load_in_8bit=eight)
+            options["quantization_config"] = _quantised(self.bits, dtype)
             options["device_map"] = {"": device}
         try:
             with without_bars():
@@ -76,7 +78,26 @@ class Language:
             raise BackboneError(
                 f"backbone: '{self.source}' lacks {len(missing)} of its weights, first '{missing[0]}'; get it whole"
             )
+        if self.bits == 4:
+            _keep_trainable(network)
         return tokenizer, network
+
+
+def _keep_trainable(network: nn.Module) -> None:
+    """On a CPU that can, a 4-bit layer packs its weights for inference once it reads without a gradient, for good."""
+    kind = import_module("bitsandbytes").nn.Linear4bit
+    for layer in network.modules():
+        if isinstance(layer, kind):
+            layer.__dict__["support_avx512bf16_for_cpu"] = False
+
+
+def _quantised(bits: int, dtype: torch.dtype) -> BitsAndBytesConfig:
+    """How weights are kept in 8 or 4 bits, and multiplied in the model's own numbers."""
+    # bitsandbytes holds two 4-bit weights a byte and takes gradients on a CPU and a GPU; of torchao 0.18, int4 wants a
+    # GPU's library, and what it has for a CPU keeps each 4-bit weight in a byte of its own.
+    return BitsAndBytesConfig(
+        load_in_8bit=bits == 8, load_in_4bit=bits == 4, bnb_4bit_quant_type="nf4", bnb_4bit_compute_dtype=dtype
+    )
 
 
 def device_of(name: str) -> str:
@@ -224,11 +245,19 @@ class LanguageBackbone:
         terms = F.cross_entropy(logits.flatten(0, 1), wanted.flatten(), reduction="none", ignore_index=-100)
         return terms.view(wanted.shape).sum(1), scored.sum(1)
 
-    def row_bytes(self) -> int:
-        """Some 24 numbers a token, layer and hidden unit kept for the backward pass, and three copies of the logits."""
+    def row_bytes(self, *, anew: bool = False) -> int:
+        """Some 24 numbers a token, layer and hidden unit kept for the backward pass, and three copies of the logits.
+
+        Computed `anew`, a layer keeps one number, and only one layer at a time 24.
+        """
         config: Any = self.network.config
-        body = 24 * config.num_hidden_layers * config.hidden_size
+        layers = config.num_hidden_layers
+        body = (layers + 24 if anew else layers * 24) * config.hidden_size
         return int(4 * self.length * (body + 3 * config.vocab_size))
+
+    def anew(self) -> AbstractContextManager[None]:
+        """While it lasts, a layer keeps its input alone for the backward pass."""
+        return blocks_anew(self.network)
 
     @torch.no_grad()
     def seal(self, prompt: str) -> Rows:

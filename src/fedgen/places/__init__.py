@@ -8,6 +8,8 @@ from typing import Any
 
 from fedgen import plan as plans
 from fedgen.backbones import Backbone, LanguageBackbone
+from fedgen.cohort import wanted
+from fedgen.cost import Cost, cost_of
 from fedgen.errors import FedgenError, StoreError
 from fedgen.exhibit import QUALITY, exhibit, ready
 from fedgen.groups import refuse
@@ -19,7 +21,7 @@ from fedgen.places.flower.quiet import flower
 from fedgen.places.flower.simulation import simulated
 from fedgen.places.roll import Noticed
 from fedgen.plan import Plan
-from fedgen.run import PLAN, SHELF, Cost, Finished, Place, Run, Tell, cost_of, go, rules_of
+from fedgen.run import PLAN, SHELF, Finished, Place, Run, Tell, go, rules_of
 from fedgen.sample import sampler
 from fedgen.store import write_whole
 
@@ -48,7 +50,7 @@ def run(
         del backbone  # the fleet's server has its own
         return _sent(where, settled, tell)
     place = inprocess.place(settled, backbone, where / SHELF, tell)
-    cost_of(settled, place)  # refuses a cohort larger than the clients, before anything is written
+    wanted(settled.cohort, len(place.sizes))  # refuses more than there are, before anything is written
     refuse(rules_of(settled, place), sorted(place.sizes))
     with hold(where):
         _write_plan(where, settled)

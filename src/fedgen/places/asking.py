@@ -1,13 +1,14 @@
 """The server's end of a fleet: what is under way, and when a round has waited long enough."""
 
-import math
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from typing import Protocol
 
 from fedgen.errors import ClientError
+from fedgen.guards import Guards
 from fedgen.places import wire
+from fedgen.places.late import change, laid, of
 from fedgen.places.roll import NAP, Arrived, Noticed, Post
 from fedgen.places.wire import Errand
 from fedgen.plan import Fleet
@@ -37,6 +38,7 @@ class Asked:
     began: float
     waiting: dict[str, Offer]
     now: Mapping[str, Tree]  # each cluster's adapter as it is offered
+    offered: Callable[[Offer], Offer]  # how an offer goes out
     answered: int = 0
     updates: int = 0
     up: int = 0
@@ -83,9 +85,10 @@ class Asking:
         *,
         tell: Callable[[object], None],
         nap: float = NAP,
+        guards: Guards | None = None,
     ) -> None:
         self.post, self.errand, self.terms, self.roll, self.most = post, errand, terms, roll, most
-        self.tell, self.nap = tell, nap
+        self.tell, self.nap, self.guards = tell, nap, guards or Guards()
         self.flying: dict[str, Sent] = {}
         self.early: list[Reply] = []  # changes that came while something else was asked
         self._began = False
@@ -102,7 +105,8 @@ class Asking:
         busy = self._busy() if self._lasts(first.use) else set()  # they are let be, and asked in a later round
         waiting = {offer.client: offer for offer in found if not (busy and self.roll.at(offer.client) in busy)}
         now = {offer.cluster: offer.adapter for offer in found}
-        asked = Asked(first.round, first.use, len(found), time.monotonic(), waiting, now)
+        began, offered = time.monotonic(), self.guards.offering()
+        asked = Asked(first.round, first.use, len(found), began, waiting, now, offered)
         while not self._over(asked):
             self.roll.look()
             self._send(asked)
@@ -115,7 +119,7 @@ class Asking:
         for failure in self._given_up(asked):
             yield self._counted(asked, failure)
         self._stand(asked)
-        asked.now, asked.waiting = {}, {}  # what may come late needs neither
+        asked.now, asked.waiting, asked.offered = {}, {}, Guards().offering()  # what may come late needs none of them
 
     # ---- how long
 
@@ -130,13 +134,13 @@ class Asking:
     def _over(self, asked: Asked) -> bool:
         """Whether this ask has waited long enough; too few updates of a round are an error."""
         lasting = self._lasts(asked.use)
-        if asked.use == "train" and asked.updates >= (self.terms.buffer or _of(asked.many, 1 - self.terms.spare)):
+        if asked.use == "train" and asked.updates >= (self.terms.buffer or of(asked.many, 1 - self.terms.spare)):
             return True
         out = any(sent.ask is asked or (lasting and sent.ask.use == "train") for sent in self.flying.values())
         if not out and not asked.waiting:
             return True
         spent = time.monotonic() - asked.began
-        enough = asked.use == "check" or asked.updates >= _of(asked.many, self.terms.quorum)
+        enough = asked.use == "check" or asked.updates >= of(asked.many, self.terms.quorum)
         if enough and (spent > self.terms.deadline or not (out or self._may_come(asked))):
             return True
         if spent <= max(self.terms.deadline, self.terms.patience):
@@ -184,7 +188,7 @@ class Asking:
             if (node := self.roll.at(name)) is not None and node not in busy:
                 by_node.setdefault(node, []).append(offer)
         for node, own in by_node.items():
-            parcel = wire.offered(self.errand, own)
+            parcel = wire.offered(self.errand, [asked.offered(offer) for offer in own])
             each, rest = divmod(parcel.size, len(own))
             ticket = self.post.send(node, parcel, asked.use, asked.round)
             if not ticket:
@@ -216,25 +220,23 @@ class Asking:
     def _read(self, sent: Sent, arrived: Arrived, asked: Asked) -> Iterator[Reply]:
         replies: list[Reply] = [offer.failed(wire.plain(arrived.reason)) for offer in sent.offers]
         if arrived.parcel is not None:
-            replies = wire.read_replies(arrived.parcel, sent.offers, self.most)
+            replies = wire.read_replies(arrived.parcel, sent.offers, self.most, packed=self.guards.compress is not None)
         for reply, offer, share in zip(replies, sent.offers, sent.shares, strict=True):
-            reply = replace(reply, down=share)
+            reply = self._opened(replace(reply, down=share), offer)
             if not self._lasts(sent.ask.use):
                 yield reply
             elif asked.use == "train":
-                yield self._laid(_change(reply, offer), asked)
+                yield self._laid(change(reply, offer), asked)
             else:
-                self.early.append(_change(reply, offer))
+                self.early.append(change(reply, offer))
+
+    def _opened(self, reply: Reply, offer: Offer) -> Reply:
+        """The reply once it has passed the guards; another machine's words in what they say are made plain."""
+        found = self.guards.opened(reply, offer)
+        return replace(found, reason=wire.plain(found.reason)) if isinstance(found, Failure) else found
 
     def _laid(self, reply: Reply, asked: Asked) -> Reply:
-        """A change as an update of this round: smaller the later it is, and laid on today's adapter."""
-        if isinstance(reply, Failure) or reply.cluster not in asked.now:
-            reason = reply.reason if isinstance(reply, Failure) else f"late, and '{reply.cluster}' is no more"
-            return Failure(asked.round, reply.client, reply.cluster, reason, reply.down)
-        share = (1 + asked.round - reply.round) ** -self.terms.staleness
-        base = asked.now[reply.cluster]
-        adapter = {key: base[key] + share * change for key, change in reply.adapter.items()}
-        return replace(reply, round=asked.round, adapter=adapter)
+        return laid(reply, asked.now, asked.round, self.terms.staleness)
 
     # ---- what is told
 
@@ -253,22 +255,7 @@ class Asking:
         self.tell(Standing(asked.round, asked.use, online, *counts))
 
 
-def _of(many: int, share: float) -> int:
-    """A share of so many, of whole ones at least; what a float cannot say is no other one."""
-    return math.ceil(round(share * many, 6))
-
-
 def _silent(sent: Sent, reason: str) -> Iterator[Failure]:
     """Those of a parcel who have not answered; its bytes have gone down all the same."""
     for offer, share in zip(sent.offers, sent.shares, strict=True):
         yield replace(offer.failed(reason), down=share)
-
-
-def _change(reply: Reply, offer: Offer) -> Reply:
-    """An update as its change from what was offered."""
-    if not isinstance(reply, Update):
-        return reply
-    shapes = {key: value.shape for key, value in offer.adapter.items()}
-    if odd := [key for key, value in reply.adapter.items() if value.shape != shapes.get(key)]:
-        return offer.failed(wire.plain(f"update: '{odd[0]}' is not like the one that was offered"))
-    return replace(reply, adapter={key: value - offer.adapter[key] for key, value in reply.adapter.items()})

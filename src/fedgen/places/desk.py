@@ -13,6 +13,7 @@ from typing import Any
 from fedgen import plan as plans
 from fedgen.backbones import Backbone
 from fedgen.data.deal import count
+from fedgen.devices import Hardware
 from fedgen.errors import BackboneError, ClientError
 from fedgen.places import wire
 from fedgen.places.device import Device, closed, holdings_of, plan_of, refusal, width_of
@@ -42,8 +43,14 @@ class Ground:
 class Desk:
     """Answers parcels for the clients of one machine; their own parts lie below `folder`, one folder a run."""
 
-    def __init__(self, device: Device, folder: Path, note: Callable[[str], None] = lambda line: None) -> None:
-        self.device, self.folder, self.note = device, folder, note
+    def __init__(
+        self,
+        device: Device,
+        folder: Path,
+        note: Callable[[str], None] = lambda line: None,
+        hardware: Hardware | None = None,
+    ) -> None:
+        self.device, self.folder, self.note, self.hardware = device, folder, note, hardware
         self._loaded: tuple[object, Backbone] | None = None
         self._ground: tuple[str, Ground] | None = None
 
@@ -65,7 +72,8 @@ class Desk:
             return Present(self.device.name, {}, {}, reason=self._reason(error))
         rows = {name: count(client.train) for name, client in sorted(ground.site.clients.items())}
         labels = ground.labels if "label" in self.device.consent.uses else {}
-        return Present(self.device.name, rows, labels, ground.dropped, ground.site.backbone.hash)
+        backbone = ground.site.backbone.hash
+        return Present(self.device.name, rows, labels, ground.dropped, backbone, hardware=self.hardware)
 
     def _replies(self, errand: Errand, offers: Sequence[Offer]) -> list[Reply]:
         now = datetime.now().astimezone()
@@ -157,6 +165,7 @@ class Desk:
             plan.encode,
             plan.profile,
             plan.share,
+            plan.passage,
         )
         site = Site(plan.seed, backbone, bank, held, *parts)
         return Ground(site, labels_of(held, documents, shares), dropped, facts_of(plan, backbone))

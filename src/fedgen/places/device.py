@@ -14,6 +14,7 @@ from typing import Annotated, Any
 from fedgen.backbones import Backbone, Model
 from fedgen.client import Training, width
 from fedgen.data import SOURCES, Source
+from fedgen.devices import CLASSES, Unknown
 from fedgen.encode import Encoder, Folder
 from fedgen.errors import BackboneError, ClientError, DataError, PlanError
 from fedgen.places import inprocess
@@ -21,6 +22,7 @@ from fedgen.plan import Plan, load, part_of, toml_of, value_of
 from fedgen.records import Document, Range
 
 NODE = "node.toml"
+KEYS = ("name", "class", "data", "limits", "consent", "backbones")
 USES = ("train", "check", "score", "encode", "label")
 NMCLI = ("nmcli", "-t", "-f", "GENERAL.METERED", "device", "show")
 HUB = re.compile(r"hub:[a-z0-9][\w.-]{0,95}(/[a-z0-9][\w.-]{0,95})?", re.ASCII | re.IGNORECASE)  # leads to no folder
@@ -60,6 +62,7 @@ def _is_share(text: str) -> bool:
 SAID = Annotated[str, Form(lambda text: bool(text.strip()) and text.isprintable(), "of one line that is not empty")]
 HOURS = Form(_are_hours, "such as '22-6', from an hour below 24 until another up to 24, or '' for always")
 SHARE = Form(_is_share, "such as '1/3', the first of every three, or '' for all")
+CLASS = Form(("", *CLASSES).__contains__, f"out of {', '.join(CLASSES)}, or '' to be measured")
 ASKED = Form(set(USES).issuperset, f"out of {', '.join(USES)}")
 
 
@@ -97,7 +100,8 @@ class Consent:
 class Device:
     """A device's name, which is its client's for ever, its data, limits and consent, and where its models lie.
 
-    Without data of its own it is for trials: the server's plan says what it reads.
+    Without data of its own it is for trials: the server's plan says what it reads. `kind` is the class of devices that
+    its owner says it is; none is to be measured.
     """
 
     name: str
@@ -105,6 +109,7 @@ class Device:
     limits: Limits = field(default_factory=Limits)
     consent: Consent = field(default_factory=Consent)
     backbones: Mapping[str, str] = field(default_factory=dict)
+    kind: str = ""
 
     def __post_init__(self) -> None:
         if self.data is None and not self.consent.plan_data:
@@ -127,11 +132,10 @@ def read(folder: Path) -> Device:
 
 
 def _device(keys: Mapping[str, Any], folder: Path) -> Device:
-    known = [spot.name for spot in dataclasses.fields(Device)]
     for key, value in keys.items():
-        if key not in known:
-            raise PlanError(f"'{key}' is not one of {', '.join(known)}")
-        if key != "name" and not isinstance(value, dict):
+        if key not in KEYS:
+            raise PlanError(f"'{key}' is not one of {', '.join(KEYS)}")
+        if key not in ("name", "class") and not isinstance(value, dict):
             raise PlanError(f"'{key}' is a section, came {value!r}; write [{key}] and its keys below it")
     return Device(
         value_of("name", keys.get("name", ""), SAID),
@@ -139,6 +143,7 @@ def _device(keys: Mapping[str, Any], folder: Path) -> Device:
         part_of("limits", Limits, keys.get("limits", {})),
         part_of("consent", Consent, keys.get("consent", {})),
         {name: _model(name, where, folder) for name, where in keys.get("backbones", {}).items()},
+        value_of("class", keys.get("class", ""), Annotated[str, CLASS]),
     )
 
 
@@ -171,6 +176,7 @@ path = "data"  # a folder of text files; a path begins at the folder of this fil
     return f"""\
 # What this device holds, what it can carry, and what it consents to. No server's plan widens any of it.
 name = {toml_of(name)}  # the client's id, the same for ever
+class = ""  # what device it is: {", ".join(CLASSES)}; empty: it measures itself
 {"" if share else data}
 [limits]
 memory = {limits.memory}  # MB that a turn may take; 0: what is free
@@ -218,6 +224,12 @@ def is_open(hours: str, now: datetime) -> bool:
     return not hours or (after and before if start < end else after or before)
 
 
+def hours_of(text: str) -> tuple[float, float]:
+    """Hours such as "22-6" as the two of a device; all of the day if there are none."""
+    begin, end = _pair(text, "-") if text else (0, 24)
+    return float(begin), float(end)
+
+
 def metered(command: Sequence[str] = NMCLI) -> bool | None:
     """Whether a network in use is metered, as NetworkManager knows or guesses; None where nobody can tell."""
     plain = os.environ | {"LC_ALL": "C"}
@@ -240,6 +252,7 @@ def plan_of(device: Device, plan: Plan) -> Plan:
         backbone=backbone_of(device, plan.backbone),
         encode=encoder_of(device, plan.encode),
         data=device.data or plan.data,
+        devices=plan.devices if device.consent.plan_data else Unknown(),  # it names a file, and knows none of ours
         deal=dataclasses.replace(plan.deal, memory=min(plan.deal.memory, most)),
     )
 
@@ -301,10 +314,11 @@ def holdings_of(device: Device, plan: Plan) -> tuple[list[Document], dict[str, l
 
 def width_of(device: Device, training: Training, backbone: Backbone) -> int:
     """How many clients share a pass: as the plan says, if the device's memory carries as many."""
-    need = 2 * training.batch * backbone.row_bytes()  # as much again is left to all that is not a pass
+    rows = training.rows_a_pass
+    need = 2 * rows * backbone.row_bytes(anew=training.checkpoint)  # as much again is left to all that is not a pass
     limit, free = device.limits.memory * MEGABYTE, inprocess.free_memory()
     if 0 < limit < need:
-        wish = f"wanted at least {math.ceil(need / MEGABYTE)} MB for a step of {training.batch} rows"
+        wish = f"wanted at least {math.ceil(need / MEGABYTE)} MB for a pass of {rows} rows"
         raise ClientError(f"limits.memory: {wish} of '{backbone.name}', came {device.limits.memory}; raise it")
     room = min(limit, free) if limit else free
     return max(1, min(width(training, backbone, room), room // need))

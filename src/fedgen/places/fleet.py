@@ -11,19 +11,22 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from fedgen.cohort import wanted
+from fedgen.devices import said_again
 from fedgen.errors import ClientError, FedgenError
 from fedgen.groups import refuse
 from fedgen.journal import Journal, held, hold
 from fedgen.places.asking import Asking, Standing
-from fedgen.places.inprocess import facts_of, known, start_of
+from fedgen.places.inprocess import facts_of, kinds_of, known, load_on, start_of
 from fedgen.places.roll import CENSUS, Noticed, Post, Roll
 from fedgen.places.wire import Errand
 from fedgen.plan import Fleet, write
 from fedgen.records import Failure, Report
-from fedgen.run import FACTS, JOURNAL, SCORES, SHELF, Began, Place, Run, Tell, cost_of, go, rules_of
+from fedgen.run import FACTS, JOURNAL, SCORES, SHELF, Began, Place, Run, Tell, go, rules_of
 from fedgen.store import Shelf, write_whole
 
 LIVE, LOG, NAME, SESSION, JOB = "live.json", "fleet.log", "run-id", "session", "job"
+KINDS = "devices.json"  # in a fleet's folder
 OFTEN, NAP = 0.5, 0.2  # seconds between two writings of what stands, and between two looks at it
 UP = 180.0  # seconds until a server that was asked for must have begun
 ROOM = 2**20  # bytes of an honest reply beside twice its adapter
@@ -60,18 +63,35 @@ def _served(folder: Path, post: Post, tell: Tell) -> Run:
     errand = Errand((folder / NAME).read_text("utf-8"), write(told), _session(folder))
     bank = settled.adapter.bank(backbone.network, settled.width)
     start, facts = start_of(settled, bank), facts_of(settled, backbone)
+    load = load_on(settled, backbone, bank, start, {})  # what its arithmetic costs is not asked here
     most = ROOM + 2 * bank.lines.element_size() * bank.layout.width
     del backbone, bank  # from here on the server has adapters alone
     roll = Roll(post, errand, settled.fleet, facts["backbone_hash"], tell)
     before = run.facts  # of a run that goes on: its clients are those that it began with
     roll.gather(before.get("sizes", ()))
-    mine = {key: before[key] for key in CENSUS} if before else roll.census()
+    mine = {key: before.get(key, {}) for key in CENSUS} if before else roll.census()
+    hardware = {name: said_again(f"facts: hardware of '{name}'", said) for name, said in mine["hardware"].items()}
+    _note_kinds(Path(settled.fleet.folder), roll.kinds())
     counts = {"clients": len(mine["sizes"]), "rows": sum(mine["sizes"].values()), "where": roll.said()}
-    asking = Asking(post, errand, settled.fleet, roll, most, tell=tell)
-    place = Place(mine["sizes"], asking.ask, start, Shelf(folder / SHELF), facts | mine | counts, known(mine["labels"]))
-    cost_of(settled, place)  # refuses a cohort larger than the clients
+    asking = Asking(post, errand, settled.fleet, roll, most, tell=tell, guards=settled.passage)
+    facts |= mine | counts | kinds_of(hardware)
+    place = Place(mine["sizes"], asking.ask, start, Shelf(folder / SHELF), facts, known(mine["labels"]), hardware, load)
+    wanted(settled.cohort, len(place.sizes))  # refuses more than there are
     refuse(rules_of(settled, place), sorted(place.sizes))
     return go(folder, settled, place, tell)
+
+
+def _note_kinds(home: Path, kinds: dict[str, str]) -> None:
+    """Note in a fleet's folder what its nodes say they are, for whoever asks how it stands."""
+    if home.is_dir() and kinds:
+        write_whole(home / KINDS, json.dumps(noted_kinds(home) | kinds).encode())
+
+
+def noted_kinds(home: Path) -> dict[str, str]:
+    """The class of devices of each node that has ever said it, by its id."""
+    path = home / KINDS
+    found: dict[str, str] = json.loads(path.read_text("utf-8")) if path.exists() else {}
+    return found
 
 
 def _session(folder: Path) -> str:

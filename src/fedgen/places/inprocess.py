@@ -16,16 +16,19 @@ from typing import Any
 import torch
 from transformers.pytorch_utils import Conv1D
 
-from fedgen import lora, seeds, tree
+from fedgen import factors, lora, seeds, tree
 from fedgen.backbones import Backbone
 from fedgen.client import width
 from fedgen.data import clients
 from fedgen.data.deal import count
+from fedgen.devices import Hardware, Load, Messages, load_of
+from fedgen.places.clock import Clock
+from fedgen.places.pace import Pace
 from fedgen.plan import Plan
-from fedgen.records import Ask, Client, Document, Offer, Reply, Tree, Update
+from fedgen.records import Ask, Client, Document, Failure, Offer, Reply, Rows, Tree, Update
 from fedgen.run import Place
 from fedgen.store import Shelf
-from fedgen.turns import Site, turns
+from fedgen.turns import Site, head, turns
 from fedgen.weights import AnyBank
 
 TREES = ("adapter", "beside", "profile", "up", "down")  # fields of a message that are trees, or not sent
@@ -37,17 +40,25 @@ def settle(plan: Plan, backbone: Backbone) -> Plan:
     whole_models = plan.adapter.of == "weights"
     wide = 1 if whole_models else width(plan.training, backbone, free_memory())
     targets = () if whole_models else plan.adapter.targets or tuple(backbone.targets)
-    adapter = dataclasses.replace(plan.adapter, targets=targets)
+    if plan.adapter.last < 1:
+        targets = last_of(backbone, targets, plan.adapter.last)
+    adapter = dataclasses.replace(plan.adapter, targets=targets, last=1.0)
     training = dataclasses.replace(plan.training, cohort=wide)
-    reads = ("backbone", "data", "quality", *(["fleet"] if plan.place == "fleet" else []))
+    reads = ("backbone", "data", "devices", "quality", *(["fleet"] if plan.place == "fleet" else []))
     places = {section: whole(getattr(plan, section)) for section in reads}
     return dataclasses.replace(plan, **places, adapter=adapter, training=training)
+
+
+def last_of(backbone: Backbone, targets: Sequence[str], share: float) -> tuple[str, ...]:
+    """The last share of the layers that these names mean, each by its full path; one at least."""
+    paths = lora.targets(backbone.network, targets)
+    return tuple(lora.last(paths, max(share, 1 / len(paths))))
 
 
 def whole(part: Any) -> Any:
     """A part with the path it reads from made absolute, so that a run can be resumed from any folder."""
     said = {spot.name: getattr(part, spot.name) for spot in dataclasses.fields(part)}
-    paths = {key: said[key] for key in ("path", "source", "weights", "clip", "folder") if said.get(key)}
+    paths = {key: said[key] for key in ("path", "source", "weights", "clip", "folder", "file") if said.get(key)}
     local = {key: path for key, path in paths.items() if path != "embedded" and not path.startswith("hub:")}
     return dataclasses.replace(part, **{key: str(Path(path).expanduser().absolute()) for key, path in local.items()})
 
@@ -60,12 +71,49 @@ def place(plan: Plan, backbone: Backbone, shelf: Path | None, tell: Callable[[ob
     facts = facts_of(plan, backbone)
     bank = plan.adapter.bank(backbone.network, plan.width)
     own = Shelf(shelf, SHELF_MEMORY)
-    parts = plan.training, plan.personal, own, plan.evaluate.rows, plan.encode, plan.profile, plan.share
+    parts = plan.training, plan.personal, own, plan.evaluate.rows, plan.encode, plan.profile, plan.share, plan.passage
     site = Site(plan.seed, backbone, bank, held, *parts)
-    start = start_of(plan, bank)
+    start, hardware = start_of(plan, bank), plan.devices.of(held, plan.seed)
+    load = load_on(plan, backbone, bank, start, next(iter(held.values())).train)
     sizes = {name: count(client.train) for name, client in held.items()}
     counts = {"clients": len(held), "dropped": list(dropped), "rows": sum(sizes.values())}
-    return Place(sizes, asker(site, tell), start, own, facts | counts, labels)
+    facts = facts | counts | kinds_of(hardware)
+    clock = clock_of(plan, site, Pace(hardware, load, sizes, plan.seed), tell) if plan.clocked else None
+    ask = clock.ask if clock else asker(site, tell)
+    return Place(sizes, ask, start, own, facts, labels, hardware, load, clock)
+
+
+def clock_of(plan: Plan, site: Site, pace: Pace, tell: Callable[[object], None]) -> Clock:
+    """The clock over the site's clients."""
+
+    def unheard(offer: Offer, reason: str) -> Failure:
+        gone = len(pack(site.guards.offering()(offer)))
+        return dataclasses.replace(offer.failed(reason), down=gone)
+
+    return Clock(asker(site), pace, plan.fleet, unheard, tell)
+
+
+def kinds_of(hardware: Mapping[str, Hardware]) -> dict[str, Any]:
+    """How many clients have a device of each kind, as a fact; none where that is not known."""
+    kinds = Counter(device.kind for device in hardware.values())
+    return {"devices": dict(sorted(kinds.items()))} if kinds else {}
+
+
+def load_on(plan: Plan, backbone: Backbone, bank: AnyBank, start: Tree, rows: Rows) -> Load:
+    """What a turn of the plan asks of a device, of which one of these rows is trained once."""
+    own = [plan.personal.training(plan.training)] if plan.personal.each_round else []
+    return load_of([plan.training, *own], backbone, bank, start, rows, messages(plan, start))
+
+
+def messages(plan: Plan, start: Tree) -> Messages:
+    """How many bytes an update and an offer have, by the rank of the adapter that a client is offered."""
+
+    @functools.cache
+    def sizes(rank: int) -> tuple[int, int]:
+        narrow = plan.adapter.of == "pairs" and 0 < rank < lora.rank(start)
+        return plan.passage.sizes(factors.head(start, rank) if narrow else start, rank)
+
+    return sizes
 
 
 def start_of(plan: Plan, bank: AnyBank) -> Tree:
@@ -83,7 +131,10 @@ def hold(
 ) -> tuple[dict[str, Client], tuple[str, ...]]:
     """These clients with their encoded rows, and the names of those too small."""
     draw_of = functools.partial(_draw, plan.seed)
-    return clients(documents, shares, backbone.encode, plan.deal, draw_of)
+    held, dropped = clients(documents, shares, backbone.encode, plan.deal, draw_of)
+    rows = {name: device.rows for name, device in plan.devices.of(held, plan.seed).items() if device.rows}
+    kept = {name: dataclasses.replace(held[name], train=head(held[name].train, most)) for name, most in rows.items()}
+    return held | kept, dropped
 
 
 def labels_of(
@@ -132,7 +183,7 @@ def facts_of(plan: Plan, backbone: Backbone) -> dict[str, Any]:
         "fan_in_fan_out": any(isinstance(layer, Conv1D) for layer in layers.values()),
         "parameters": sum(weight.numel() for weight in weights),
         "full_bytes": sum(weight.numel() * weight.element_size() for weight in weights),
-        "row_bytes": backbone.row_bytes(),
+        "row_bytes": backbone.row_bytes(anew=plan.training.checkpoint),
         "machine": f"{platform.machine()}, {os.cpu_count()} cores, {weights[0].device.type}",
         "versions": {name: version(name) for name in libraries},
         "python": platform.python_version(),
@@ -154,10 +205,11 @@ def asker(site: Site, tell: Callable[[object], None] = lambda event: None) -> As
     """An `ask` whose clients are the site's, `training.cohort` of them at a time."""
 
     def ask(offers: Iterable[Offer]) -> Iterator[Reply]:
-        waiting = iter(offers)
+        waiting, offered = iter(offers), site.guards.offering()
         while part := list(itertools.islice(waiting, site.training.cohort)):
-            for offer, reply in zip(part, turns(site, part), strict=True):
-                weighed = weigh(offer, reply)
+            out = [offered(offer) for offer in part]
+            for exact, offer, reply in zip(part, out, turns(site, out), strict=True):
+                weighed = site.guards.opened(weigh(offer, reply), exact)
                 tell(weighed)
                 yield weighed
 

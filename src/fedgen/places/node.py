@@ -22,6 +22,7 @@ from fedgen.errors import FedgenError
 from fedgen.journal import hold
 from fedgen.places import device
 from fedgen.places.desk import Desk
+from fedgen.places.probe import measured
 from fedgen.places.wire import Parcel
 from fedgen.store import write_whole
 
@@ -61,7 +62,10 @@ def _desk(home: Path) -> Desk:
     mine = device.read(home)
     if mine.limits.threads:
         torch.set_num_threads(mine.limits.threads)
-    return Desk(mine, home / RUNS, note)
+    hardware = measured(mine)
+    said = f"{hardware.memory / 2**20:,.0f} MB and {hardware.speed / 1e9:.3g} GFLOP/s to train with"
+    note(f"{said}: a {hardware.kind}{'' if mine.kind else ' or near to one'}")
+    return Desk(mine, home / RUNS, note, hardware)
 
 
 def note(line: str) -> None:

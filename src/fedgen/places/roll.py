@@ -3,7 +3,7 @@
 import math
 import time
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from typing import Any, Protocol
 
 from fedgen.errors import ClientError
@@ -13,7 +13,7 @@ from fedgen.plan import Fleet
 
 NAP, LOOK = 0.2, 2.0  # seconds between two looks for replies, and for nodes
 AGAIN = 60.0  # seconds until a node that takes no part is asked again
-CENSUS = ("sizes", "labels", "dropped")  # what a run keeps of those who were there when it began
+CENSUS = ("sizes", "labels", "dropped", "hardware")  # what a run keeps of those who were there when it began
 
 
 @dataclass(frozen=True)
@@ -83,13 +83,18 @@ class Roll:
             time.sleep(NAP)
 
     def census(self) -> dict[str, Any]:
-        """Who is here: each client's rows, labels, and who has too little data."""
+        """Who is here: each client's rows, labels and device, and who has too little data."""
         here = [present for present in self.met.values() if not present.reason]
         return {
             "sizes": {name: rows for one in here for name, rows in sorted(one.rows.items())},
             "labels": {name: label for one in here for name, label in sorted(one.labels.items())},
             "dropped": sorted(name for one in here for name in one.dropped),
+            "hardware": {name: asdict(one.hardware) for one in here if one.hardware for name in sorted(one.rows)},
         }
+
+    def kinds(self) -> dict[str, str]:
+        """Which class of devices each node says it is."""
+        return {str(node): one.hardware.kind for node, one in self.met.items() if one.hardware}
 
     def said(self) -> str:
         """Where the run is played, for its report."""
@@ -131,7 +136,7 @@ class Roll:
         self.home |= dict.fromkeys(present.rows, node)
         if present.reason:
             self._refused[node] = time.monotonic()
-        said = f"takes no part: {present.reason}" if present.reason else f"holds {', '.join(sorted(present.rows))}"
+        said = f"takes no part: {present.reason}" if present.reason else _holds(present)
         if self._said.get(node) != said:
             self._said[node] = said
             self.tell(Noticed(wire.plain(f"node '{present.name}' {said}")))
@@ -159,6 +164,11 @@ class Roll:
         slow = "mend what is named, or wait longer (fleet.patience)"
         remedy = slow if self.online else "start nodes with `fedgen fleet join`, and see `fedgen fleet status`"
         return f"fleet: {wish}{f' ({said})' if said else ''}; {remedy}"
+
+
+def _holds(present: Present) -> str:
+    on = f" on a {present.hardware.kind}" if present.hardware else ""
+    return f"holds {', '.join(sorted(present.rows))}{on}"
 
 
 def _absent(node: int, reason: str) -> Present:

@@ -8,10 +8,13 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import Any, get_args
 
+import torch
 from torch import Tensor
 
 from fedgen import tree
-from fedgen.errors import ClientError, TreeError
+from fedgen.devices import Hardware, said_again
+from fedgen.errors import ClientError, PlanError, TreeError
+from fedgen.guards import PACKED
 from fedgen.records import GLOBAL, Failure, Offer, Reply, Tree, Update, Use
 from fedgen.turns import CLUSTER, read_scores
 
@@ -154,8 +157,11 @@ def answered(replies: Sequence[Reply]) -> Parcel:
     return Parcel(json.dumps({"replies": said}), tuple(trees))
 
 
-def read_replies(parcel: Parcel, offers: Sequence[Offer], most: int) -> list[Reply]:
-    """A reply for each offer, of which none may be larger than `most` bytes; what is wrong with it is its `Failure`."""
+def read_replies(parcel: Parcel, offers: Sequence[Offer], most: int, *, packed: bool = False) -> list[Reply]:
+    """A reply for each offer, of which none may be larger than `most` bytes; what is wrong with it is its `Failure`.
+
+    Updates may be `packed` into one line of bytes, which nothing here looks into.
+    """
     try:
         said = json.loads(parcel.words)["replies"]
         found = {own["client"]: own for own in said}
@@ -163,19 +169,19 @@ def read_replies(parcel: Parcel, offers: Sequence[Offer], most: int) -> list[Rep
             raise ValueError("a client twice")
     except WRONG as error:
         return [_failed(offer, f"the answer is none to what was asked ({error!r})") for offer in offers]
-    return [_reply(offer, found.get(offer.client), parcel, most) for offer in offers]
+    return [_reply(offer, found.get(offer.client), parcel, most, packed=packed) for offer in offers]
 
 
-def _reply(offer: Offer, said: object, parcel: Parcel, most: int) -> Reply:
+def _reply(offer: Offer, said: object, parcel: Parcel, most: int, *, packed: bool) -> Reply:
     try:
-        return _believed(offer, said, parcel, most)
+        return _believed(offer, said, parcel, most, packed=packed)
     except (TreeError, ClientError) as error:
         return _failed(offer, str(error))
     except WRONG as error:
         return _failed(offer, f"the answer is none to what was asked ({error!r})")
 
 
-def _believed(offer: Offer, said: Any, parcel: Parcel, most: int) -> Reply:
+def _believed(offer: Offer, said: Any, parcel: Parcel, most: int, *, packed: bool) -> Reply:
     """The reply, once all of it is what an honest client would send."""
     if said is None:
         raise ClientError("the answer is of other clients")
@@ -187,7 +193,7 @@ def _believed(offer: Offer, said: Any, parcel: Parcel, most: int) -> Reply:
     up = len(json.dumps(said).encode()) + len(raw)
     if up > most:
         raise ClientError(f"the answer has {up:,} bytes, wanted at most {most:,}")
-    carried = _numbers(tree.unpack(raw, "update")[0]) if raw else {}
+    carried = _numbers(tree.unpack(raw, "update")[0], packed=packed) if raw else {}
     if said["cluster"] not in (offer.cluster, *offer.beside):
         raise ClientError(f"the answer is of cluster '{said['cluster']}', wanted '{offer.cluster}'")
     if type(said["examples"]) is not int or not 1 <= said["examples"] < COUNTED:
@@ -212,8 +218,10 @@ def _check_scores(update: Update, offer: Offer) -> None:
         raise ClientError(f"the answer scores {', '.join(sorted(scores)) or 'nothing'}, or on no terms")
 
 
-def _numbers(found: Tree) -> Tree:
-    """The tree in single precision, whatever it crossed in."""
+def _numbers(found: Tree, *, packed: bool) -> Tree:
+    """The tree in single precision, whatever it crossed in; or the one line of bytes that it may be packed into."""
+    if packed and found.keys() == {PACKED} and found[PACKED].dtype == torch.uint8 and found[PACKED].dim() == 1:
+        return found
     if odd := [key for key, value in found.items() if not value.is_floating_point()]:
         raise TreeError(f"update: '{odd[0]}' is of {found[odd[0]].dtype}, wanted numbers with a point")
     if not tree.is_finite(found):  # so that it does not stand in for one that can be counted
@@ -250,7 +258,10 @@ def plain(said: str) -> str:
 
 @dataclass(frozen=True)
 class Present:
-    """What a machine says of itself: its clients' rows and labels, its backbone's content; or why it takes no part."""
+    """What a machine says of itself: its clients' rows and labels, its backbone's content; or why it takes no part.
+
+    And what device it is, where that is known.
+    """
 
     name: str
     rows: Mapping[str, int]
@@ -258,6 +269,7 @@ class Present:
     dropped: tuple[str, ...] = ()
     backbone: str = ""
     reason: str = ""
+    hardware: Hardware | None = None
 
 
 def introduced(present: Present) -> Parcel:
@@ -275,7 +287,8 @@ def read_present(parcel: Parcel) -> Present:
         if len(rows) != len(said["rows"]) or any(plain(word) != word for word in (*rows, *labels.values(), *dropped)):
             raise ValueError("a client without rows, or without a name that can be read")
         name, backbone, reason = (plain(str(said[key])) for key in ("name", "backbone", "reason"))
-        return Present(name, rows, labels, dropped, backbone, reason)
-    except WRONG as error:
+        hardware = said_again("hardware", said["hardware"]) if said.get("hardware") else None
+        return Present(name, rows, labels, dropped, backbone, reason, hardware)
+    except (*WRONG, PlanError) as error:
         why = plain(repr(error))
         raise ClientError(f"node: wanted to know whom it holds, came something else ({why})") from error

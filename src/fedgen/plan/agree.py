@@ -1,15 +1,18 @@
 """Parts that disagree are refused, with the reason."""
 
 from fedgen.aggregate import AGGREGATES, ANEW, FLAT, Average, takes
+from fedgen.allot import Dealt, Needed
 from fedgen.backbones import Diffusion
+from fedgen.devices import Unknown
 from fedgen.encode import Silent
 from fedgen.errors import PlanError
-from fedgen.exchange import Alone, Neighbours, Toward
+from fedgen.exchange import Alone, Neighbours, SharedA, Toward
 from fedgen.groups import Hierarchy
+from fedgen.guards import GUARDS, Compress
 from fedgen.outer import Plain
 from fedgen.personal import Added, Beside, Keep
 from fedgen.plan.parts import Plan, kind_of
-from fedgen.share import Halves
+from fedgen.share import Halves, Increment
 
 
 def agree(plan: Plan) -> None:
@@ -29,6 +32,8 @@ def agree(plan: Plan) -> None:
         )
     if plan.training.momentum and plan.training.optimizer != "sgd":
         raise PlanError("training.momentum: AdamW has its own; set training.optimizer = 'sgd', or momentum = 0")
+    if plan.training.checkpoint and plan.training.dropout:
+        raise PlanError("training.checkpoint and dropout: what is computed anew would drop out others; set one to 0")
     if plan.quality.features in ("resnet", "inception") and not plan.quality.weights:
         raise PlanError(f"quality.weights: {plan.quality.features} wants the file of its weights, came none")
     if plan.quality.pictures and not isinstance(plan.backbone, Diffusion):
@@ -36,8 +41,11 @@ def agree(plan: Plan) -> None:
 
     if plan.place == "fleet":
         _agree_on_fleet(plan)
+    if plan.place == "fleet" or plan.clocked:
+        _agree_on_buffer(plan)
     _agree_on_clusters(plan)
     _agree_on_share(plan)
+    _agree_on_guards(plan)
     if plan.adapter.of == "weights":
         _agree_on_weights(plan)
 
@@ -45,8 +53,13 @@ def agree(plan: Plan) -> None:
 def _agree_on_fleet(plan: Plan) -> None:
     if plan.quality.pictures:
         raise PlanError("quality.pictures: are held against the clients' own, which stay on their devices; set it to 0")
+    if plan.devices != Unknown():
+        raise PlanError("devices: a fleet's nodes say themselves what they are; set devices.kind = 'none'")
     if plan.deal.pooled:
         raise PlanError("deal.pooled: clients' rows stay on their devices; leave it away, or use place = 'inprocess'")
+
+
+def _agree_on_buffer(plan: Plan) -> None:
     if plan.fleet.buffer and plan.fleet.spare:
         raise PlanError("fleet.buffer and fleet.spare: without rounds nobody is waited for in vain; set spare = 0")
     if plan.fleet.buffer and not (type(plan.aggregate) is Average and isinstance(plan.share, Halves)):
@@ -73,7 +86,7 @@ def _agree_on_share(plan: Plan) -> None:
         raise PlanError("share and cluster: clusters exchange whole adapters; let share.kind = 'halves' send both")
     if share.keep and plan.personal.each_round:
         raise PlanError("share.keep and personal: both keep an own adapter; use personal.kind = 'finetune' or 'none'")
-    if plan.adapter.ranks:
+    if plan.mixed:
         _agree_on_ranks(plan, aggregate)
 
 
@@ -81,9 +94,60 @@ def _agree_on_ranks(plan: Plan, aggregate: str) -> None:
     if not all(1 <= rank <= plan.adapter.rank for rank in plan.adapter.ranks):
         odd = next(rank for rank in plan.adapter.ranks if not 1 <= rank <= plan.adapter.rank)
         raise PlanError(f"adapter.ranks: wanted ranks from 1 to adapter.rank = {plan.adapter.rank}, came {odd}")
-    if aggregate not in ("exact", "padded", "stack") or plan.cluster.evidence != "none":
-        wish = "aggregate.kind = 'exact', 'padded' or 'stack', and no clusters"
-        raise PlanError(f"adapter.ranks: several ranks want {wish}")
+    said = "adapter.ranks" if plan.adapter.ranks else "allot"
+    if aggregate not in ("exact", "changes", "padded", "stack"):
+        raise PlanError(f"{said}: several ranks want aggregate.kind = 'exact', 'changes', 'padded' or 'stack'")
+    if not isinstance(plan.allot, Dealt) and isinstance(plan.devices, Unknown) and plan.place != "fleet":
+        kind = kind_of("allot", plan.allot)
+        raise PlanError(f"allot: '{kind}' goes by clients' devices, and devices.kind = 'none' knows none; name them")
+    if isinstance(plan.allot, Needed) and aggregate not in ("exact", "changes"):
+        raise PlanError("allot: ranks that differ by layer want aggregate.kind = 'changes' or 'exact'")
+    if isinstance(plan.allot, Needed) and plan.personal.each_round:
+        raise PlanError("allot and personal: an own adapter has one rank in all layers; use personal.kind = 'finetune'")
+    _agree_on_clusters_of_ranks(plan, said, aggregate)
+
+
+def _agree_on_clusters_of_ranks(plan: Plan, said: str, aggregate: str) -> None:
+    rule = plan.exchange
+    factored = isinstance(rule, SharedA) or (isinstance(rule, Neighbours | Toward) and rule.on == "factors")
+    if plan.cluster.evidence != "none" and aggregate not in ("exact", "changes"):
+        raise PlanError(f"{said}: clusters with several ranks want aggregate.kind = 'exact' or 'changes'")
+    if plan.cluster.evidence == "adapters":
+        raise PlanError(f"{said}: adapters of several ranks cannot be compared; set cluster.by = 'profiles'")
+    if plan.hierarchy.split:
+        raise PlanError(f"{said}: steps of several ranks cannot be told apart; set hierarchy.split = 0")
+    if factored:
+        raise PlanError(f"{said}: several ranks have no factors in common; set exchange.on = 'products'")
+
+
+def _agree_on_guards(plan: Plan) -> None:
+    order = [name for name in GUARDS if name in plan.guards]
+    if odd := set(plan.guards) - GUARDS.keys():
+        raise PlanError(f"guards: '{min(odd)}' is not one of {', '.join(GUARDS)}")
+    if list(plan.guards) != order:
+        wish = f"each once, in the order of a client's way out: {', '.join(order)}"
+        raise PlanError(f"guards: wanted {wish}; came {', '.join(plan.guards)}")
+    if "compress" not in plan.guards:
+        if plan.compress != Compress():
+            raise PlanError("compress: is set, and no guard is so called; add it to guards")
+        return
+    if plan.share.prune:
+        raise PlanError("compress and share.prune: both ends must know the shapes; set share.prune = false")
+    if plan.compress.feedback and (why := _strays(plan)):
+        raise PlanError(f"compress.feedback: {why}, so what is kept would be added to another thing; set it to false")
+
+
+def _strays(plan: Plan) -> str:
+    """Why the factors of one round are none of the next; nothing if they are."""
+    kind, rule = kind_of("aggregate", plan.aggregate), plan.exchange
+    products = isinstance(rule, Neighbours | Toward) and rule.on == "products"
+    reasons = {
+        "share.kind = 'increment' draws A anew each round": isinstance(plan.share, Increment),
+        f"aggregate.kind = '{kind}' makes new factors each round": isinstance(plan.aggregate, ANEW),
+        "exchange.on = 'products' makes new factors each round": products,
+        "clients of several ranks are offered new factors each round": plan.mixed,
+    }
+    return next((why for why, so in reasons.items() if so), "")
 
 
 def _agree_on_clusters(plan: Plan) -> None:
@@ -116,6 +180,8 @@ def _agree_on_weights(plan: Plan) -> None:
         "personal": isinstance(plan.personal, Added | Beside),
         "share": plan.share != Halves(),
         "adapter.ranks": bool(plan.adapter.ranks),
+        "allot": not isinstance(plan.allot, Dealt),
+        "adapter.last": plan.adapter.last < 1,
         "training.dropout": plan.training.dropout > 0,
         "training.press": plan.training.press > 0,
     }

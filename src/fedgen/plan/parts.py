@@ -6,20 +6,24 @@ from typing import Annotated, Any, Literal
 
 from torch import nn
 
-from fedgen.aggregate import AGGREGATES, Aggregate, Average, widest
+from fedgen import factors
+from fedgen.aggregate import AGGREGATES, Aggregate, Average, Padded, widest
+from fedgen.allot import ALLOTS, Allot, Dealt, Fit, Needed
 from fedgen.backbones import BACKBONES, Language, Model
 from fedgen.bank import Bank
 from fedgen.client import Training
 from fedgen.cluster import CLUSTERS, Clustering, Nothing
 from fedgen.cohort import COHORTS, Cohort, Uniform
 from fedgen.data import PARTITIONS, SOURCES, ByField, Deal, Partition, Source, Stdlib
+from fedgen.devices import DEVICES, Devices, Unknown
 from fedgen.encode import ENCODERS, Encoder, Profile, Silent
 from fedgen.exchange import EXCHANGES, Alone, Exchange
 from fedgen.groups import Hierarchy
+from fedgen.guards import GUARDS, Clip, Compress, Guards
 from fedgen.outer import OUTERS, Outer, Plain
 from fedgen.personal import PERSONALS, FineTune, Personal
 from fedgen.records import Range
-from fedgen.share import SHARES, Halves, Share
+from fedgen.share import SHARES, Halves, Increment, Share
 from fedgen.weights import AnyBank, Weights
 
 
@@ -27,7 +31,9 @@ from fedgen.weights import AnyBank, Weights
 class Adapter:
     """The federated adapter: pairs of factors of this rank on the layers named (none: the backbone's own choice).
 
-    Devices that carry less have `ranks` of their own, dealt out in turn by name; an adapter is cut to them.
+    With `last` below 1 only that share of these layers is adapted, the last ones; what lies below them keeps nothing
+    for a gradient. Devices that carry less have one of these `ranks` of their own, as [allot] says; they are offered
+    the nearest adapter of it.
 
     `of = "weights"` is the full model instead: every weight is trained and sent, as its change from the backbone, which
     `training.decay` pulls to zero; it has no rank, and no layers to name.
@@ -37,6 +43,7 @@ class Adapter:
     targets: tuple[str, ...] = ()
     ranks: tuple[int, ...] = ()
     of: Literal["pairs", "weights"] = "pairs"
+    last: Annotated[float, Range(0, 1, open=True)] = 1.0
 
     def bank(self, network: nn.Module, rank: int) -> AnyBank:
         """The bank of such adapters on a network, the widest of this rank."""
@@ -95,6 +102,9 @@ class Fleet:
     stops. A share `spare` of those asked is not waited for: the slowest. With a `buffer`, rounds are asynchronous: each
     ends once so many updates have come, whatever rounds they began in, and a change that is s rounds late counts
     (1 + s)^-`staleness`.
+
+    In process, with [devices], rounds end on the same terms in simulated time; only that it waits for a quorum however
+    long that takes. Training takes time there and measuring none.
     """
 
     folder: str = "fleet"
@@ -115,6 +125,7 @@ class Plan:
     seed: Annotated[int, Range(0)] = 0
     rounds: Annotated[int, Range(1)] = 10
     place: Literal["inprocess", "ray", "fleet"] = "inprocess"
+    guards: tuple[str, ...] = ()
     backbone: Model = field(default_factory=Language)
     adapter: Adapter = field(default_factory=Adapter)
     data: Source = field(default_factory=Stdlib)
@@ -127,7 +138,11 @@ class Plan:
     hierarchy: Hierarchy = field(default_factory=Hierarchy)
     exchange: Exchange = field(default_factory=Alone)
     cohort: Cohort = field(default_factory=Uniform)
+    devices: Devices = field(default_factory=Unknown)
+    allot: Allot = field(default_factory=Dealt)
     share: Share = field(default_factory=Halves)
+    clip: Clip = field(default_factory=Clip)
+    compress: Compress = field(default_factory=Compress)
     aggregate: Aggregate = field(default_factory=Average)
     outer: Outer = field(default_factory=Plain)
     personal: Personal = field(default_factory=FineTune)
@@ -143,6 +158,28 @@ class Plan:
         served, trained = self.share.ranks(widest(self.aggregate, rank), rank)
         return max(trained, self.personal.rank(served))
 
+    @property
+    def clocked(self) -> bool:
+        """Whether rounds take the time that they would take on clients' devices."""
+        return self.place == "inprocess" and not isinstance(self.devices, Unknown)
+
+    @property
+    def mixed(self) -> bool:
+        """Whether clients have ranks of their own."""
+        return bool(self.adapter.ranks) or not isinstance(self.allot, Dealt)
+
+    def fit(self, ranks: Mapping[str, int]) -> Fit:
+        """How offers fit clients who train at these ranks."""
+        order = dict if isinstance(self.aggregate, Padded) else factors.ordered  # the padded are means rank by rank
+        most = self.share.carries if isinstance(self.share, Increment) else 0
+        mean = self.allot.mean if isinstance(self.allot, Needed) else 0.0
+        return Fit(ranks, self.mixed and isinstance(self.share, Halves), most, order, mean)
+
+    @property
+    def passage(self) -> Guards:
+        """The guards on the way of the run's messages."""
+        return Guards(tuple(getattr(self, name) for name in self.guards), self.share, self.seed)
+
 
 Table = Mapping[str, type[Any]]
 TABLES: dict[str, Table] = {
@@ -153,6 +190,8 @@ TABLES: dict[str, Table] = {
     "cluster": CLUSTERS,
     "exchange": EXCHANGES,
     "cohort": COHORTS,
+    "devices": DEVICES,
+    "allot": ALLOTS,
     "share": SHARES,
     "aggregate": AGGREGATES,
     "outer": OUTERS,
@@ -164,6 +203,7 @@ SECTIONS: dict[str, type[Any]] = {
     "training": Training,
     "profile": Profile,
     "hierarchy": Hierarchy,
+    **GUARDS,
     "evaluate": Measure,
     "quality": Quality,
     "ray": Ray,

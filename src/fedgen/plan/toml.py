@@ -111,7 +111,8 @@ def value_of(where: str, value: Any, hint: Any) -> Any:
         return value
     if typing.get_origin(base) is tuple and isinstance(value, list | tuple):
         item = typing.get_args(base)[0]
-        each_right = all(type(each) is item and (item is not str or _is_writable(each)) for each in value)
+        value = [float(each) if item is float and type(each) is int else each for each in value]
+        each_right = all(type(each) is item and _is_writable(each) for each in value)
         if each_right and all(value in mark for mark in marks):
             return tuple(value)
     if base is float and isinstance(value, int) and not isinstance(value, bool):
@@ -132,14 +133,14 @@ def wish_of(hint: Any) -> str:
     """What a key takes, in words."""
     base, *marks = typing.get_args(hint) if typing.get_origin(hint) is Annotated else (hint,)
     names = {int: "a whole number", float: "a number", str: "a text", bool: "true or false"}
-    lists = {tuple[str, ...]: "a list of texts", tuple[int, ...]: "a list of whole numbers"}
-    named = names.get(base) or lists.get(base) or str(base)
+    lists = {str: "a list of texts", int: "a list of whole numbers", float: "a list of numbers"}
+    named = lists[typing.get_args(base)[0]] if typing.get_origin(base) is tuple else names.get(base) or str(base)
     return " ".join([named, *map(str, marks)])
 
 
 def write(plan: Plan) -> str:
     """The plan as TOML, every key said."""
-    top = [f"{key} = {toml_of(getattr(plan, key))}" for key in ("name", "seed", "rounds", "place")]
+    top = [f"{key} = {toml_of(getattr(plan, key))}" for key in ("name", "seed", "rounds", "place", "guards")]
     return "\n".join([*top, *(_written(section, plan) for section in [*TABLES, *SECTIONS])]) + "\n"
 
 

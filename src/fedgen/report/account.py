@@ -4,6 +4,7 @@ from typing import Any
 
 from fedgen import plan as plans
 from fedgen.report import markup
+from fedgen.report.devices import RECKONED
 from fedgen.report.digest import BACKBONE, Digest
 from fedgen.report.wording import ABSENT, amount, counted, listed, percent, saving, size
 
@@ -75,6 +76,8 @@ def measured(run: Digest) -> list[tuple[str, str]]:
     if run.finished:
         pairs.append(("Peak memory", f"{size(run.outcome['peak_memory'])}, of the process that ended the run"))
     pairs.append(("Times", "A round's time is from its first offer to the new adapter; validation comes after it"))
+    if run.times:
+        pairs.append(("Simulated time", RECKONED))
     pairs.append(("Started", f"{run.began:%Y-%m-%d %H:%M} UTC"))
     return pairs
 

@@ -1,13 +1,13 @@
 """Which figures a run gets, and what each says."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from itertools import accumulate
 
 from fedgen.report import figures, markup
 from fedgen.report.digest import Digest
 from fedgen.report.figures import FAINT, ONE, TWO, Chart, Line
 from fedgen.report.markup import Key
-from fedgen.report.wording import amount, counted, number, percent, size
+from fedgen.report.wording import amount, counted, number, percent, scale, size
 
 MOST_DOTS = 400  # more clients than this are shown by every so manieth of them
 
@@ -19,7 +19,7 @@ def course(run: Digest) -> list[str]:
 
 def price(run: Digest) -> list[str]:
     """What it took, round by round."""
-    return [_bytes(run), _seconds(run), _speed(run)] if run.journal else []
+    return [_by_bytes(run), _by_time(run), _bytes(run), _seconds(run), _speed(run)] if run.journal else []
 
 
 def _loss(run: Digest) -> str:
@@ -35,6 +35,25 @@ def _validation(run: Digest) -> str:
     whose = "each client's own cluster's adapter" if run.grouped else "the global adapter"
     note = f"{whose} on validation rows of {counted(min(run.plan.evaluate.clients, run.clients), 'client')}"
     return _figure(title, figures.lines(chart, [Line(xs, ys)]), note=note)
+
+
+def _by_bytes(run: Digest) -> str:
+    return _over(run, "bytes sent up", run.sent, "bytes up", size)
+
+
+def _by_time(run: Digest) -> str:
+    unit, seconds = scale(max(run.times.values(), default=0.0))
+    across = {turn: time / seconds for turn, time in run.times.items()}
+    return _over(run, "simulated time", across, f"simulated {unit}", "{:g}".format)
+
+
+def _over(run: Digest, what: str, across: Mapping[int, float], unit: str, tick: Callable[[float], str]) -> str:
+    """The measure over what it cost."""
+    (xs, ys), yardstick = run.over(across), run.yardstick
+    title, name = f"{yardstick.name.capitalize()} by {what}", f"{yardstick.key}-{what.replace(' ', '-')}"
+    label = f"Validation {yardstick.name} by {what}, {_ends(ys, show=run.measure)}."
+    chart = Chart(name, label, unit, yardstick.unit, run.measure, tick)
+    return _figure(title, figures.lines(chart, [Line(xs, ys)]))
 
 
 def _bytes(run: Digest) -> str:

@@ -75,14 +75,21 @@ class Digest:
         return rounds + list(self.outcome.get("failures", []))
 
     @property
+    def answered(self) -> list[int]:
+        """How many updates came, a round; asynchronous rounds say so themselves, as some are still under way."""
+        by_default = [len(line["clients"]) - len(line["failures"]) for line in self.journal]
+        return [int(line["metrics"].get("answered", n)) for line, n in zip(self.journal, by_default, strict=True)]
+
+    @property
     def full_up(self) -> list[int]:
         """Bytes that full-model FedAvg would have sent up, a round: the weights of each client that answered."""
-        return [(len(line["clients"]) - len(line["failures"])) * self.facts["full_bytes"] for line in self.journal]
+        return [answered * self.facts["full_bytes"] for answered in self.answered]
 
     @property
     def full_down(self) -> list[int]:
         """Bytes that full-model FedAvg would have sent down, a round: the weights to each client that was asked."""
-        return [len(line["clients"]) * self.facts["full_bytes"] for line in self.journal]
+        failed = [len(line["failures"]) for line in self.journal]
+        return [sum(ends) * self.facts["full_bytes"] for ends in zip(self.answered, failed, strict=True)]
 
     @property
     def saved(self) -> float | None:
@@ -98,6 +105,16 @@ class Digest:
         parts = {section: value for section, value in nested.items() if isinstance(value, dict)}
         return top | {f"{section}.{key}": value for section, part in parts.items() for key, value in part.items()}
 
+    @property
+    def sent(self) -> dict[int, float]:
+        """Bytes that clients have sent by the end of each round."""
+        return {line["round"]: float(up) for line, up in zip(self.journal, self.running("up"), strict=True)}
+
+    @property
+    def times(self) -> dict[int, float]:
+        """Simulated seconds at the end of each round; nothing of a run without a clock."""
+        return {line["round"]: line["metrics"]["clock"] for line in self.journal if "clock" in line["metrics"]}
+
     def sum(self, key: str) -> Any:
         """The total of a journal's column."""
         return sum(line[key] for line in self.journal)
@@ -110,6 +127,11 @@ class Digest:
         """The rounds in which a metric was taken, and its values."""
         known = [line for line in self.journal if math.isfinite(line["metrics"].get(key, math.nan))]
         return [line["round"] for line in known], [line["metrics"][key] for line in known]
+
+    def over(self, across: Mapping[int, float]) -> tuple[list[float], list[float]]:
+        """The measure on validation rows, over what the rounds in which it was taken have come to."""
+        points = [(across[turn], value) for turn, value in zip(*self.metric(self.yardstick.key), strict=True) if across]
+        return [at for at, _ in points], [value for _, value in points]
 
     def pooled(self, kind: str) -> Score:
         """The score of all clients' held-out rows together."""

@@ -2,7 +2,7 @@
 
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from itertools import accumulate, cycle
+from itertools import cycle
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +12,7 @@ from fedgen.report import figures, markup
 from fedgen.report.digest import BACKBONE, CLUSTER, KINDS, Digest, read
 from fedgen.report.figures import ACCENTS, PAGE_COLORS, Chart, Line
 from fedgen.report.markup import Key
-from fedgen.report.wording import ABSENT, counted, percent, saving, size, span
+from fedgen.report.wording import ABSENT, counted, percent, saving, scale, size, span
 from fedgen.run import Run
 from fedgen.store import write_whole
 
@@ -109,7 +109,11 @@ def _differ(runs: Sequence[Digest], keys: tuple[str, ...]) -> bool:
 def _results(runs: Sequence[Digest], names: Sequence[str]) -> str:
     kinds = [kind for kind in KINDS if kind != CLUSTER or any(kind in run.kinds for run in runs)]
     head = ["Run", "Rounds", "Clients", *(kind.capitalize() for kind in kinds), "Mean fall", "Gained"]
-    rows = [_result(run, name, kinds) for run, name in zip(runs, names, strict=True)]
+    timed = any(run.times for run in runs)
+    rows = [
+        [*_result(run, name, kinds), *([_simulated(run)] if timed else [])]
+        for run, name in zip(runs, names, strict=True)
+    ]
     measures = " and ".join(
         f"{yardstick.name} {yardstick.unit} over all held-out {yardstick.material}" for yardstick in _yardsticks(runs)
     )
@@ -117,7 +121,8 @@ def _results(runs: Sequence[Digest], names: Sequence[str]) -> str:
         f"{measures.capitalize()}; the fall and the clients that gained are those of the last "
         "adapter against the backbone; bytes are of the rounds, as serialised, saved against full-model FedAvg"
     )
-    return markup.table(caption, [*head, "Up", "Down", "Uplink saved", "Time of rounds"], rows)
+    clock = ["Simulated time"] if timed else []
+    return markup.table(caption, [*head, "Up", "Down", "Uplink saved", "Time of rounds", *clock], rows)
 
 
 def _result(run: Digest, name: str, kinds: Sequence[str]) -> list[str]:
@@ -129,6 +134,10 @@ def _result(run: Digest, name: str, kinds: Sequence[str]) -> list[str]:
     saved = ABSENT if run.saved is None else saving(run.saved)
     sent = [size(run.sum("up")), size(run.sum("down")), saved, span(run.sum("seconds"))]
     return [name, rounds, f"{run.clients:,}", *measures, *gains, *sent]
+
+
+def _simulated(run: Digest) -> str:
+    return span(max(run.times.values())) if run.times else ABSENT
 
 
 def _differences(runs: Sequence[Digest], names: Sequence[str]) -> str:
@@ -162,25 +171,25 @@ def _curves_of(yardstick: Yardstick, runs: Mapping[str, Digest]) -> Iterator[str
     yield _overlaid(f"Validation {name}", seen, runs, lambda run: run.metric(key))
     label = f"Validation {name} by bytes sent up, one line a run."
     sent = Chart(f"{key}-sent", label, "bytes up", unit, show, tick_across=size)
-    yield _overlaid(f"{name.capitalize()} by bytes sent up", sent, runs, _by_bytes)
+    yield _overlaid(f"{name.capitalize()} by bytes sent up", sent, runs, lambda run: run.over(run.sent))
+    said, seconds = scale(max((time for run in runs.values() for time in run.times.values()), default=0.0))
+    label = f"Validation {name} by simulated time, one line a run."
+    timed = Chart(f"{key}-timed", label, f"simulated {said}", unit, show, tick_across="{:g}".format)
+    yield _overlaid(f"{name.capitalize()} by simulated time", timed, runs, lambda run: _by_time(run, seconds))
     loss = Chart(f"{key}-loss", "Training loss by round, one line a run.", "round", yardstick.loss, show)
     yield _overlaid("Training loss", loss, runs, lambda run: run.metric("loss"))
 
 
-def _by_bytes(run: Digest) -> tuple[Sequence[float], Sequence[float]]:
-    sent = dict(
-        zip((line["round"] for line in run.journal), accumulate(line["up"] for line in run.journal), strict=True)
-    )
-    rounds, values = run.metric(run.yardstick.key)
-    return [sent[turn] for turn in rounds], values
+def _by_time(run: Digest, unit: float) -> tuple[Sequence[float], Sequence[float]]:
+    return run.over({turn: time / unit for turn, time in run.times.items()})
 
 
 def _overlaid(title: str, chart: Chart, runs: Mapping[str, Digest], curve: Curve) -> str:
-    """One line a run; when the colours are used up they come again, dashed."""
+    """One line for each run that has it; when the colours are used up they come again, dashed."""
     looks = [(color, at >= len(ACCENTS)) for at, color in zip(range(len(runs)), cycle(ACCENTS), strict=False)]
-    svg = figures.lines(chart, [Line(*curve(run), *look) for run, look in zip(runs.values(), looks, strict=True)])
+    drawn = {name: Line(*curve(run), *look) for (name, run), look in zip(runs.items(), looks, strict=True)}
+    svg = figures.lines(chart, list(drawn.values()))
     keys = [
-        Key(name, PAGE_COLORS[color], "dash" if dashed else "line")
-        for name, (color, dashed) in zip(runs, looks, strict=True)
+        Key(name, PAGE_COLORS[line.color], "dash" if line.dashed else "line") for name, line in drawn.items() if line.xs
     ]
     return markup.figure(title, svg, keys) if svg else ""

@@ -7,10 +7,12 @@ from typing import Any
 
 from fedgen.report import account, charts, markup
 from fedgen.report.clusters import clusters
+from fedgen.report.devices import devices
 from fedgen.report.digest import BACKBONE, Digest, per_byte, per_word, read
 from fedgen.report.gallery import gallery
 from fedgen.report.opening import opening
-from fedgen.report.wording import ABSENT, counted, number, percent
+from fedgen.report.ranks import ranks
+from fedgen.report.wording import ABSENT, counted, number, percent, span
 from fedgen.run import Run
 from fedgen.store import write_whole
 
@@ -34,8 +36,9 @@ def page(run: Digest, drawn: Sequence[str]) -> bytes:
         opening(run),
         markup.section(gained, _scores(run), _unscored(run), markup.figures(*charts.course(run)), _clients(run)),
         markup.section("Clusters", *clusters(run)),
+        markup.section("Ranks", *ranks(run)),
         markup.section("What they draw", *drawn),
-        markup.section("What it took", *account.wire(run), markup.figures(*charts.price(run)), _rounds(run)),
+        markup.section("What it took", *account.wire(run), devices(run), _price(run), _rounds(run)),
         markup.section("Failures and dropped clients", *account.failures(run)),
         markup.section("How it was measured", markup.facts(account.measured(run)), account.resolved(run)),
     )
@@ -100,6 +103,10 @@ def _client(run: Digest, name: str) -> list[str]:
     ]
 
 
+def _price(run: Digest) -> str:
+    return markup.figures(*charts.price(run))
+
+
 def _rounds(run: Digest) -> str:
     if not run.journal:
         return markup.words("No round is finished yet.")
@@ -113,6 +120,8 @@ def _rounds(run: Digest) -> str:
         "Bytes down",
         "Seconds",
         f"{run.yardstick.term.capitalize()}s a second",
+        *(["Simulated time", "Of which the round"] if run.times else []),
+        *(["Rounds late"] if run.plan.fleet.buffer and run.times else []),
     ]
     table = markup.table("What the journal says of each round", head, [_round(run, line) for line in run.journal])
     return markup.more("Every round in a table", table)
@@ -131,4 +140,6 @@ def _round(run: Digest, line: Any) -> list[str]:
         f"{line['down']:,}",
         f"{seconds:.1f}",
         speed,
+        *(span(metrics[key]) for key in ("clock", "waited") if key in metrics),
+        *([f"{metrics['late']:.2f}"] if "late" in metrics else []),
     ]

@@ -75,14 +75,21 @@ def _tiles(run: Digest) -> list[Tile]:
         else "in rounds so far"
     )
     asked = [len(line["clients"]) for line in run.journal]
-    answered = sum(asked) - sum(len(line["failures"]) for line in run.journal)
     return [
         *_gain_tiles(run),
         *_saving_tile(run),
-        Tile(f"{run.clients:,}", "clients", f"{sum(asked):,} turns asked for, {answered:,} answered"),
+        Tile(f"{run.clients:,}", "clients", f"{sum(asked):,} turns asked for, {sum(run.answered):,} answered"),
         Tile(f"{len(run.journal):,}", "rounds", f"of {run.plan.rounds:,} planned"),
         Tile(span(run.sum("seconds")), "time", times),
+        *_simulated(run),
     ]
+
+
+def _simulated(run: Digest) -> list[Tile]:
+    if not run.times:
+        return []
+    whole = max(run.times.values())
+    return [Tile(span(whole), "simulated time", f"{span(whole / len(run.times))} a round on the clients' devices")]
 
 
 def _gain_tiles(run: Digest) -> list[Tile]:

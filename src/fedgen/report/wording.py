@@ -45,6 +45,12 @@ def span(seconds: float) -> str:
     return f"{hours} h {minutes} min" if hours else f"{minutes} min {rest} s"
 
 
+def scale(seconds: float) -> tuple[str, float]:
+    """The largest unit of which so long a time has a few, and its seconds."""
+    units = {"hours": 3600.0, "minutes": 60.0}
+    return next(((name, unit) for name, unit in units.items() if seconds >= 2 * unit), ("seconds", 1.0))
+
+
 def amount(count: int) -> str:
     """A count, in millions where it is one."""
     return f"{count / 1e6:.2f} million" if count >= 1_000_000 else f"{count:,}"

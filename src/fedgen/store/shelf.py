@@ -31,6 +31,7 @@ class Shelf:
         self._dirty: set[tuple[str, int]] = set()
         self._rounds: dict[str, set[int]] = {}
         self._full: dict[str, str] = {}  # what a file name stands for, where it is known
+        self._drawers: dict[str, Shelf] = {}
         self._find()
 
     def put(self, client: str, turn: int, tree: Tree) -> None:
@@ -52,6 +53,12 @@ class Shelf:
         self._warm_up(key, tree)
         return _copy(tree)
 
+    def drawer(self, name: str) -> "Shelf":
+        """A shelf below this one, for another thing of each client; flushed, rewound and settled with it."""
+        if name not in self._drawers:
+            self._drawers[name] = Shelf(self._folder / name, self._limit)
+        return self._drawers[name]
+
     def clients(self) -> list[str]:
         """All clients with a part of their own, in alphabetical order."""
         return sorted(self._client(name) for name in self._rounds)
@@ -64,18 +71,24 @@ class Shelf:
         """Bring everything to the disk, to stay."""
         for key in sorted(self._dirty):
             self._write(key)
+        for drawer in self._drawers.values():
+            drawer.flush()
 
     def rewind(self, turn: int) -> None:
         """Forget every version newer than this round, and what a killed writer left unfinished."""
         for path in self._folder.glob(".*.part"):
             path.unlink(missing_ok=True)
         self._drop([(name, at) for name, rounds in self._rounds.items() for at in rounds if at > turn])
+        for drawer in self._drawers.values():
+            drawer.rewind(turn)
 
     def settle(self, turn: int) -> None:
         """Forget every version that a rewind to this round, or to a later one, cannot ask for."""
         for name, rounds in list(self._rounds.items()):
             newest = max((at for at in rounds if at <= turn), default=turn)
             self._drop([(name, at) for at in rounds if at < newest])
+        for drawer in self._drawers.values():
+            drawer.settle(turn)
 
     def _find(self) -> None:
         """Take stock of what an earlier process has left."""
@@ -84,6 +97,8 @@ class Shelf:
         for path in self._folder.iterdir() if self._folder.exists() else ():
             if found := re.fullmatch(r"([^.]+)\.(-?\d+)\.safetensors", path.name):
                 self._rounds.setdefault(found[1], set()).add(int(found[2]))
+            elif path.is_dir():
+                self._drawers[path.name] = Shelf(path, self._limit)
 
     def _warm_up(self, key: tuple[str, int], tree: Tree) -> None:
         """Keep the tree in memory as the one used last, and let the longest unused ones go if it is too much."""

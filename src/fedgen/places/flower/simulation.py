@@ -40,7 +40,8 @@ def simulated(plan: Plan, run: Path, tell: Callable[[object], None]) -> Iterator
     with _engine(plan.ray, answer) as (grid, look):
         post, errand = GridPost(grid), Errand(run.absolute().name, write(plan))
         terms = Fleet(deadline=NEVER, quorum=0.0)
-        yield Asking(post, errand, terms, Crowd(post.nodes(), look), ANY, tell=tell, nap=SOON).ask
+        crowd = Crowd(post.nodes(), look)
+        yield Asking(post, errand, terms, crowd, ANY, tell=tell, nap=SOON, guards=plan.passage).ask
 
 
 class Crowd:
