@@ -54,13 +54,18 @@ BYTES: Arms = {
     "thin": compress("bits=1", "top=0.25", FEEDBACK, "lossless=zstd", "down=8"),
 }
 MIXED = "adapter.ranks=[2, 4, 8, 16, 32]"
+EVEN = "training.even=0.5"  # this and the rates are the best of a few tried with the first seed (LOG.md)
+STACK = ["share.kind=increment", "aggregate.kind=stack", "aggregate.rank=64", "training.lr=0.025"]
+FACTORS = [MIXED, EVEN, "training.lr=0.05"]
 RANKS: Arms = {
-    "all 2": ["adapter.rank=2"],
-    "all 32": ["adapter.rank=32"],
-    "padded": [MIXED, "aggregate.kind=padded"],
-    "exact": [MIXED, "aggregate.kind=exact"],
-    "changes": [MIXED, "aggregate.kind=changes"],
-    "stack": [MIXED, "share.kind=increment", "aggregate.kind=stack"],
+    "all 2": ["adapter.rank=2", *STACK],
+    "all 32": STACK,
+    "stack": [MIXED, *STACK],
+    "all 2, averaged": ["adapter.rank=2", "training.lr=0.02"],
+    "all 32, averaged": ["training.lr=0.01"],
+    "changes": [*FACTORS, "aggregate.kind=changes"],
+    "exact": [*FACTORS, "aggregate.kind=exact"],
+    "padded": [*FACTORS, "aggregate.kind=padded"],
 }
 DEVICES = f"devices.file={HERE / 'plans' / 'edge-devices.toml'}"
 TIME: Arms = {
@@ -73,9 +78,15 @@ ONCE = {  # tried with one seed
     "8 bits",
     "4 bits, both ways",
     "10%, 4 bits, feedback",
+    "25%, signs, feedback",
     "10%, 4 bits",
     "signs",
+    "A drawn, B in 4 bits",
     "B alone, 4 bits",
+    "all 2, averaged",
+    "all 32, averaged",
+    "exact",
+    "padded",
 }
 STUDIES: dict[str, tuple[tuple[str, ...], Arms]] = {
     "bytes": (("text", "glyphs"), BYTES),

@@ -53,32 +53,32 @@ def pipelines(path: Path, worlds: Mapping[str, Any]) -> None:
     figure.savefig(path)
 
 
-def recovered(arms: Mapping[str, Arm], name: str) -> list[float]:
-    """The share of the gap between the narrowest and the widest that an arm makes up for, seed by seed."""
-    low, high, own = (arms[key]["runs"] for key in ("all 2", "all 32", name))
+def recovered(arms: Mapping[str, Arm], name: str, ends: str = "") -> list[float]:
+    """The share of the gap between everyone at rank 2 and at rank 32 that an arm makes up for, seed by seed."""
+    low, high, own = (arms[key]["runs"] for key in (f"all 2{ends}", f"all 32{ends}", name))
     seeds = [seed for seed in own if seed in low and seed in high]
-    return [
-        (low[seed]["measure"] - own[seed]["measure"]) / (low[seed]["measure"] - high[seed]["measure"]) for seed in seeds
-    ]
+    gaps = {seed: low[seed]["measure"] - high[seed]["measure"] for seed in seeds}
+    return [(low[seed]["measure"] - own[seed]["measure"]) / gaps[seed] for seed in seeds]
 
 
 def ranks(path: Path, worlds: Mapping[str, Any]) -> None:
-    """How much of the gap each rule recovers, and by round its cross term and the breadth of its adapter."""
-    arms = worlds["ranks"]["arms"]
-    mixed = [name for name in arms if name not in ("all 2", "all 32")]
+    """What each rule ends at, and by round its cross term and the breadth of its adapter."""
+    found = worlds["ranks"]
+    arms = found["arms"]
     figure = Figure(figsize=(12.5, 4), layout="constrained", dpi=160)
     bars, cross, breadth = figure.subplots(1, 3)
-    for at, name in enumerate(mixed):
-        values = recovered(arms, name)
-        bars.bar(at, mean(values), color=COLOURS[at], width=0.6)
-        bars.plot([at, at], [min(values), max(values)], color="black", linewidth=1)
-    bars.axhline(0.85, color=INK, linestyle="--", linewidth=1)
-    bars.set_xticks(range(len(mixed)), mixed, fontsize=8)
-    bars.yaxis.set_major_formatter(PercentFormatter(1))
-    bars.set_title("recovered of the gap from all 2 to all 32", fontsize=9)
-    for at, name in enumerate([*mixed, "all 32"]):
-        _told(cross, arms[name], "cross", name, COLOURS[at])
-        _told(breadth, arms[name], "breadth", name, COLOURS[at])
+    for at, name in enumerate(arms):
+        values = of(arms[name], "measure")
+        bars.barh(at, mean(values), color=COLOURS[4] if name.startswith("all ") else COLOURS[0], height=0.6)
+        bars.plot([min(values), max(values)], [at, at], color="black", linewidth=1)
+    bars.set_yticks(range(len(arms)), arms, fontsize=8)
+    bars.invert_yaxis()
+    lows = [min(of(arm, "measure")) for arm in arms.values()]
+    bars.set_xlim(left=min(lows) - 2)
+    bars.set_title(f"held-out {found['measure']} (the axis does not begin at 0)", fontsize=9)
+    for colour, name in zip(COLOURS, ("all 2", "all 32", "stack", "changes", "exact"), strict=False):
+        _told(cross, arms[name], "cross", name, colour)
+        _told(breadth, arms[name], "breadth", name, colour)
     cross.set_title("cross term: error of averaging A and B apart", fontsize=9)
     cross.yaxis.set_major_formatter(PercentFormatter(1))
     breadth.set_title("effective rank of the shared adapter", fontsize=9)
@@ -119,6 +119,15 @@ def course(found: Mapping[str, Any], run: Mapping[str, Any]) -> Sequence[float]:
     """The measure on validation rows, round by round."""
     measures: Sequence[float] = run["told"][found["key"]]
     return measures
+
+
+def time_to(found: Mapping[str, Any], seed: str, run: Mapping[str, Any]) -> float:
+    """Simulated seconds until a run is as good as the least good way of its seed ever is."""
+    ways = [arm["runs"][seed] for arm in found["arms"].values() if seed in arm["runs"]]
+    goal = max(min(course(found, way)) for way in ways)
+    at = next(at for at, measure in enumerate(course(found, run)) if measure <= goal)
+    seconds: float = run["told"]["clock"][at]
+    return seconds
 
 
 def _bare(axes: Axes) -> None:

@@ -172,8 +172,13 @@ def resize(tree: Tree, rank: int) -> Tree:
 
 def compact(parts: Sequence[tuple[float, Tree]], rank: int) -> tuple[Tree, float]:
     """The nearest adapter of this rank to the weighted sum of the products, and the share of energy that it loses."""
-    whole = product_sum(parts)
-    return best(whole, rank), max(0.0, 1 - energy_kept(whole, rank))
+    made, lost, total = [], 0.0, 0.0
+    for pair in of_rank(product_sum(parts), rank):
+        product, lengths = _truncated(product_of(pair), rank // groups_of(pair))
+        made.append(pair_of(product, pair))
+        lost += float(lengths[:, rank // groups_of(pair) :].square().sum())
+        total += float(lengths.square().sum())
+    return tree_of(made), lost / total if total else 0.0
 
 
 def inner(a: Tree, b: Tree) -> float:
@@ -315,9 +320,14 @@ def small(product: Product) -> tuple[Tensor, Tensor, Tensor]:
 
 
 def _truncate(product: Product, rank: int) -> Product:
+    return _truncated(product, rank)[0]
+
+
+def _truncated(product: Product, rank: int) -> tuple[Product, Tensor]:
+    """The nearest product of this rank, and the singular values of the whole one, group by group."""
     q_b, core, q_a = small(product)
     u, s, vt = torch.linalg.svd(core, full_matrices=False)
     root = s[:, :rank].sqrt()
     b = (q_b @ u[:, :, :rank]) * root[:, None, :]
     a = root[:, :, None] * (vt[:, :rank] @ q_a.mT)
-    return padded((b, a), rank)
+    return padded((b, a), rank), s

@@ -64,8 +64,6 @@ class _Tally:
         if isinstance(reply, Failure):
             self.failures.append(reply)
             return
-        if self.server.share.prune:
-            self.ranks[reply.client] = lora.rank(reply.adapter)
         self.weights[reply.cluster] = self.weights.get(reply.cluster, 0.0) + reply.examples
         if self.server.rules.hierarchy.split:
             self.updates.append(reply)
@@ -91,10 +89,12 @@ class _Tally:
         fold = self.folds[cluster] if known else server.aggregate.fold(like)
         try:
             whole = server.share.read(update.adapter, like, turn)
+            own = {update.client: lora.rank(whole)} if server.share.prune else {}
             fold.add(dataclasses.replace(update, adapter=whole))
         except TreeError as error:
             return str(error)
         self.likes[cluster], self.folds[cluster] = like, fold
+        self.ranks |= own
         if server.allot:
             self._weigh(update, whole)
         return ""
@@ -110,7 +110,8 @@ class _Tally:
     def report(self, names: Sequence[str], seconds: float, clusters: Mapping[str, Any]) -> Report:
         """The round as it went; the order of arrival leaves no trace."""
         losses = [loss for own in self.losses.values() for loss in own]
-        metrics = {"loss": math.fsum(losses) / len(losses), "terms": float(self.terms)}
+        answered = float(len(losses))  # who is still at an earlier turn is neither an update nor a failure
+        metrics = {"loss": math.fsum(losses) / answered, "terms": float(self.terms), "answered": answered}
         for fold in self.folds.values():  # of several clusters, the most that is told
             metrics |= {key: max(value, metrics.get(key, value)) for key, value in fold.told.items()}
         failures = tuple(sorted(self.failures, key=lambda failure: failure.client))

@@ -22,6 +22,7 @@ def test_the_page_of_keys_says_what_the_parts_say() -> None:
         (DOCS / "results.md", "reproduction.py"),
         (DOCS / "reliability.md", "reliability.py"),
         (DOCS / "serving.md", "serving_results.py"),
+        (DOCS / "edge.md", "edge_results.py"),
     ],
 )
 def test_a_page_shows_the_results_that_are_kept(page: Path, script: str) -> None:

@@ -32,6 +32,11 @@ def load(**changes: Any) -> Load:
     return replace(Load(0, 0, 1, 1, 1.0, (Training(steps=1, batch=1),), lambda rank: (0, 0)), **changes)
 
 
+def nothing(offer: Offer) -> tuple[int, int]:
+    """Messages of no bytes."""
+    return 0, 0
+
+
 def leaf(number: float) -> Tree:
     return {"a": torch.full((2, 3), float(number)), "b": torch.full((4,), float(number))}
 
@@ -53,8 +58,8 @@ class Crowd:
     def __post_init__(self) -> None:
         self.trained: list[tuple[int, str]] = []
         self.told: list[object] = []
-        pace = Pace(self.hardware, self.load, dict.fromkeys(self.hardware, 1), seed=0)
-        self.clock = Clock(self._train, pace, self.terms, self._unheard, self.told.append)
+        pace = Pace(self.hardware, self.load, dict.fromkeys(self.hardware, 1), seed=0, messages=nothing)
+        self.clock = Clock(self._train, pace, self.terms, lambda: self._unheard, self.told.append)
 
     def _unheard(self, offer: Offer, reason: str) -> Failure:
         return replace(offer.failed(reason), down=DOWN)
@@ -108,9 +113,9 @@ def test_a_turn_begins_when_its_device_is_online(hours: tuple[float, float], at:
 
 
 def test_a_turn_takes_its_way_down_its_work_and_its_way_up() -> None:
-    heavy = load(trainings=(Training(epochs=2, batch=4),), messages=lambda rank: (30 * rank, 100 * rank))
+    heavy = load(trainings=(Training(epochs=2, batch=4),), messages=lambda rank: (1, 1))
     tablet = Hardware("tablet", 10**6, speed=0.5, up=10.0, down=20.0, hours=(9.0, 10.0))
-    pace = Pace({"ann": tablet}, heavy, {"ann": 9}, seed=0)
+    pace = Pace({"ann": tablet}, heavy, {"ann": 9}, seed=0, messages=lambda offer: (30 * offer.rank, 100 * offer.rank))
     flight = pace.flight(replace(*offers(["ann"]), rank=2), 3.0)
     assert flight.begin == pytest.approx(9 * HOUR)
     assert flight.end - flight.begin == pytest.approx(200 / 20 + 2 * 12 / 0.5 + 60 / 10)
@@ -118,7 +123,7 @@ def test_a_turn_takes_its_way_down_its_work_and_its_way_up() -> None:
 
 def test_turns_are_lost_with_their_device_s_chance_and_the_same_ones_each_time() -> None:
     names = [f"c{at}" for at in range(400)]
-    pace = Pace({name: device(1, lost=0.25) for name in names}, load(), dict.fromkeys(names, 1), seed=3)
+    pace = Pace({name: device(1, lost=0.25) for name in names}, load(), dict.fromkeys(names, 1), seed=3, messages=nothing)
     lost = [[pace.flight(offer, 0.0).end == math.inf for offer in offers(names, turn)] for turn in (1, 1, 2)]
     assert lost[0] == lost[1] != lost[2]
     assert 70 < sum(lost[0]) < 130  # 100, give or take 3.5 standard deviations
@@ -254,14 +259,14 @@ def test_a_round_ends_with_the_buffer_th_change_and_late_ones_weigh_less() -> No
     some = crowd(terms(buffer=2, staleness=0.5), ann=2, bob=3, cleo=8)
     assert some.round(1, 0.0) == ({"ann": 1, "bob": 1}, {})
     assert some.trained == [(1, "ann"), (1, "bob"), (1, "cleo")]
-    assert some.stamp().metrics == {"loss": 1.0, "clock": 3.0, "waited": 3.0, "answered": 2.0, "late": 0.0}
+    assert some.stamp().metrics == {"loss": 1.0, "clock": 3.0, "waited": 3.0, "late": 0.0}
     assert some.round(2, 10.0) == ({"ann": 11, "bob": 11}, {})
     assert (2, "cleo") not in some.trained
     assert some.clock.now == 6
     some.stamp()
     sent, _ = some.round(3, 20.0)
     assert sent == pytest.approx({"ann": 21, "cleo": 20 + (1 + 2) ** -0.5})  # ann at 8 as well, and first by name
-    assert some.stamp().metrics == {"loss": 1.0, "clock": 8.0, "waited": 2.0, "answered": 2.0, "late": 1.0}
+    assert some.stamp().metrics == {"loss": 1.0, "clock": 8.0, "waited": 2.0, "late": 1.0}
     assert some.round(4, 30.0)[0] == pytest.approx({"bob": 30 + 2**-0.5, "ann": 31})  # bob is still at round 3's
 
 

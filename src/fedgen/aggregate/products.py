@@ -109,4 +109,4 @@ class Stack:
 
     def _end(self, like: Tree, parts: Parts) -> tuple[Tree, Mapping[str, float]]:
         found, tail = factors.fitted(lora.product_sum([(1.0, like), *parts]), self.rank, self.energy)
-        return found, {"tail": tail, "rank": float(lora.rank(found))}
+        return found, {"tail": tail, "rank": float(lora.rank(found)), **_seen(parts, found)}

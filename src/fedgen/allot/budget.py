@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -26,7 +26,9 @@ def spread(wishes: Sequence[Wish], mean: float) -> list[dict[str, int]]:
 
     One threshold holds for all: who has something worth as much is given it, or if it is too much for all, nobody is.
     """
-    rows = [row for wish in wishes for row in _rows(wish)]
+    adapters = {id(wish.adapter): wish.adapter for wish in wishes}  # those of one cluster are offered one
+    layers = {at: _layers(adapter) for at, adapter in adapters.items()}
+    rows = [row.of(wish) for wish in wishes for row in layers[id(wish.adapter)]]
     worth = torch.cat([row.worth[1:] for row in rows])
     cost = torch.cat([torch.full((len(row.worth) - 1,), float(row.cost)).double() for row in rows])
     whole = sum(row.cost / row.step for row in rows)
@@ -37,20 +39,23 @@ def spread(wishes: Sequence[Wish], mean: float) -> list[dict[str, int]]:
 
 @dataclass(frozen=True)
 class _Row:
-    """A layer of a client: what each of its ranks is worth, the best first, in steps of so many, of so many numbers."""
+    """A layer: what each of its ranks is worth, the best first, in steps of so many, of so many numbers."""
 
     worth: Tensor
     step: int
     cost: int
 
+    def of(self, wish: Wish) -> "_Row":
+        """The same to one client, of which it carries so much."""
+        return replace(self, worth=wish.need * self.worth[: max(wish.most // self.step, 1)])
 
-def _rows(wish: Wish) -> list[_Row]:
-    energies, rows = factors.energies(wish.adapter), []
-    for pair in lora.pairs(wish.adapter):
+
+def _layers(adapter: Tree) -> list[_Row]:
+    energies, rows = factors.energies(adapter), []
+    for pair in lora.pairs(adapter):
         step = lora.groups_of(pair)
         cost = (pair.a.numel() + pair.b.numel()) * step // len(pair.a)
-        energy = energies[pair.path][: max(wish.most // step, 1)]
-        rows.append(_Row(wish.need * energy / cost, step, cost))
+        rows.append(_Row(energies[pair.path] / cost, step, cost))
     return rows
 
 

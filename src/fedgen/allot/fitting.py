@@ -1,5 +1,6 @@
 """The same question with each client's own rank, and with no more of an adapter than it can hold."""
 
+import math
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 
@@ -57,7 +58,7 @@ class Fit:
 
     def spread(self, offers: Sequence[Offer], cuts: Cuts, needs: Mapping[str, float]) -> list[Offer]:
         """Offers to train on, each with ranks by layer."""
-        usual = sum(needs.values()) / len(needs) if needs else 0.0
+        usual = math.fsum(needs.values()) / len(needs) if needs else 0.0  # the same in any order
         shares = {name: need / usual for name, need in needs.items() if usual}
         ranks = [self.ranks[offer.client] for offer in offers]
         wishes = [

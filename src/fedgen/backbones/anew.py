@@ -5,7 +5,7 @@ from contextlib import contextmanager
 from functools import partial
 from typing import Any
 
-from torch import Tensor, nn
+from torch import Tensor, UntypedStorage, nn
 from torch.autograd.graph import saved_tensors_hooks
 from torch.utils.checkpoint import checkpoint
 from transformers.modeling_layers import GradientCheckpointingLayer
@@ -13,6 +13,7 @@ from transformers.modeling_layers import GradientCheckpointingLayer
 from fedgen.errors import BackboneError
 
 Runner = Callable[..., Any]  # runs a block on its inputs
+Lying = dict[int, UntypedStorage]  # by address
 
 again: Runner = partial(checkpoint, use_reentrant=False, preserve_rng_state=False)
 
@@ -48,16 +49,19 @@ def denoiser_anew(network: Any, run: Runner = again) -> Iterator[None]:
 
 
 class Kept:
-    """What a forward pass keeps for the backward one, by where it lies: in each block, and in all that is none."""
+    """What a forward pass keeps for the backward one, by where it lies: in each block, and in all that is none.
+
+    It is held here too, so that nothing else comes to lie in its place.
+    """
 
     def __init__(self, frozen: Sequence[Tensor]) -> None:
         self.frozen = {_place(weight) for weight in frozen}
-        self.rest: dict[int, int] = {}
-        self.inputs: dict[int, int] = {}
-        self.blocks: list[dict[int, int]] = []
+        self.rest: Lying = {}
+        self.inputs: Lying = {}
+        self.blocks: list[Lying] = []
 
     @contextmanager
-    def seen(self, into: dict[int, int]) -> Iterator[None]:
+    def seen(self, into: Lying) -> Iterator[None]:
         """Write down what is kept meanwhile."""
 
         def weigh(tensor: Tensor) -> Tensor:
@@ -76,9 +80,9 @@ class Kept:
         with self.seen(self.blocks[-1]):
             return block(*given)
 
-    def _add(self, tensor: Tensor, into: dict[int, int]) -> None:
+    def _add(self, tensor: Tensor, into: Lying) -> None:
         if _place(tensor) not in self.frozen:
-            into[_place(tensor)] = tensor.untyped_storage().nbytes()
+            into[_place(tensor)] = tensor.untyped_storage()
 
     @property
     def whole(self) -> int:
@@ -86,12 +90,16 @@ class Kept:
         found = dict(self.rest)
         for block in self.blocks:
             found |= block
-        return sum(found.values())
+        return _bytes(found)
 
     @property
     def least(self) -> int:
         """Bytes if every block is computed anew: all inputs, and one block at a time."""
-        return sum((self.rest | self.inputs).values()) + max((sum(block.values()) for block in self.blocks), default=0)
+        return _bytes(self.rest | self.inputs) + max(map(_bytes, self.blocks), default=0)
+
+
+def _bytes(found: Lying) -> int:
+    return sum(storage.nbytes() for storage in found.values())
 
 
 def _place(tensor: Tensor) -> int:

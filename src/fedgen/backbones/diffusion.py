@@ -217,19 +217,19 @@ class DiffusionBackbone:
         return self.condition.empty()
 
     @cached_property
-    def _kept(self) -> Kept:
-        """Measured: what one row's forward pass keeps for the backward one."""
+    def _kept(self) -> tuple[int, int]:
+        """Measured: what one row's forward pass keeps for the backward one, plainly and anew."""
         kept = Kept(list(self.network.parameters()))
         told = self.condition.rows([Document("", "", label="0")])
         told = {key: value.to(self.device) for key, value in told.items()}
         noisy = torch.zeros(1, *self.shape, device=self.device, requires_grad=True)
         with torch.enable_grad(), denoiser_anew(self.network, kept.run), kept.seen(kept.rest):
             self._say(noisy, torch.ones(1, device=self.device), told)
-        return kept
+        return kept.whole, kept.least
 
     def row_bytes(self, *, anew: bool = False) -> int:
         """About how much memory one row's forward and backward pass takes."""
-        return self._kept.least if anew else self._kept.whole
+        return self._kept[anew]
 
     def anew(self) -> AbstractContextManager[None]:
         """While it lasts, a block keeps its input alone for the backward pass."""

@@ -8,11 +8,12 @@ import torch
 from torch.utils.flop_counter import FlopCounterMode
 
 from fedgen import seeds, tree
-from fedgen.backbones import Backbone
+from fedgen.backbones import Backbone, DiffusionBackbone
 from fedgen.client import Job, Start, Training, train
 from fedgen.data.deal import take
 from fedgen.devices.hardware import Hardware
-from fedgen.records import Rows, Tree
+from fedgen.devices.held import Held
+from fedgen.records import Document, Rows, Tree
 from fedgen.weights import AnyBank
 
 Messages = Callable[[int], tuple[int, int]]  # bytes of an update and of an offer, by rank
@@ -32,9 +33,9 @@ class Turn:
 class Load:
     """What a plan's turn asks of a device, beside what the program itself takes.
 
-    Bytes of the `frozen` weights and of the activations of a pass (`active`), the `numbers` of an adapter of `rank`
-    (0: a full model, which has none), the FLOPs of a `row`, how a turn trains (once, or its own adapter too), and how
-    large its messages are.
+    Bytes of the `frozen` weights and of all that a step holds beside these and an adapter's copies (`active`), the
+    `numbers` of an adapter of `rank` (0: a full model, which has none), the FLOPs of a `row`, how a turn trains (once,
+    or its own adapter too), and how large its messages are.
     """
 
     frozen: int
@@ -78,24 +79,30 @@ def _passed(training: Training, rows: int) -> int:
     return training.batch * (training.steps or training.epochs * math.ceil(rows / training.batch))
 
 
-def load_of(
-    trainings: Sequence[Training], backbone: Backbone, bank: AnyBank, start: Tree, rows: Rows, messages: Messages
-) -> Load:
-    """The load of a turn of these trainings, of which one row is trained once."""
-    first = trainings[0]
+def load_of(trainings: Sequence[Training], backbone: Backbone, bank: AnyBank, start: Tree, messages: Messages) -> Load:
+    """The load of a turn of these trainings, of which one pass is trained once."""
     weights = list(backbone.network.parameters())  # a tied weight counts once
     frozen = sum(weight.numel() * weight.element_size() for weight in weights)
-    active = first.rows_a_pass * backbone.row_bytes(anew=first.checkpoint)
+    held, row = _pass(trainings[0], backbone, bank, start)
     size, rank = tree.size(start), bank.layout.rank_of(start)
-    return Load(frozen, active, size, rank, _flops(first, backbone, bank, start, rows), tuple(trainings), messages)
+    active = max(held - NUMBER * size * max(map(_copies, trainings)), 0)
+    return Load(frozen, active, size, rank, row, tuple(trainings), messages)
 
 
-def _flops(training: Training, backbone: Backbone, bank: AnyBank, start: Tree, rows: Rows) -> float:
-    """Counted: one row, forward and backward, as this training takes it; nothing where there is none."""
-    if not rows:
-        return 0.0
-    once = replace(training, steps=1, batch=1, cohort=1, ahead=0.0)
-    job = Job("", Start(start), take(rows, torch.arange(1)), lambda use: seeds.generator(0, -1, "", use))
-    with FlopCounterMode(display=False) as counter:
+def _pass(training: Training, backbone: Backbone, bank: AnyBank, start: Tree) -> tuple[int, float]:
+    """Counted over a step of one pass, as this training takes it: bytes beside the weights, and the FLOPs of a row."""
+    many, row = training.rows_a_pass, _row(backbone)
+    once = replace(training, steps=1, batch=many, micro=0, cohort=1, ahead=0.0)
+    rows = take(row, torch.zeros(many, dtype=torch.long))
+    job = Job("", Start(start), rows, lambda use: seeds.generator(0, -1, "", use))
+    with torch.no_grad():  # what a backbone makes once is no part of a step
+        backbone.losses(backbone.draw(row, job.draw("first")))
+    with Held() as held, FlopCounterMode(display=False) as counter:
         train(once, backbone, bank, [job])
-    return float(counter.get_total_flops())
+    return held.most, counter.get_total_flops() / many
+
+
+def _row(backbone: Backbone) -> Rows:
+    """A row of nothing in particular, as long as any."""
+    picture = torch.zeros(backbone.picture, dtype=torch.uint8) if isinstance(backbone, DiffusionBackbone) else None
+    return take(backbone.encode([Document("", "a row", label="0", picture=picture)]), torch.arange(1))

@@ -35,21 +35,21 @@ class Code:
         if len(line) and not np.abs(line).max() <= LONGEST:
             raise TreeError(f"compress: wanted numbers up to {LONGEST:g}, came longer ones, or some that are none")
         if self.bits == 32:
-            return [_raw(line.astype("<f4"))]
+            return [line.astype("<f4").view(np.uint8)]
         blocks = _blocks(line, self.group)
         lengths = np.abs(blocks)
         if self.bits == 1:
             means = lengths.sum(1, dtype=np.float64) / _counts(len(line), self.group)
-            return [_raw(_up(means.astype(np.float32))), np.packbits(line < 0)]
+            return [_up(means.astype(np.float32)), np.packbits(line < 0)]
         scales = _up(lengths.max(1))
         steps = _rounded(blocks / _divisors(scales) * self.levels, draw).reshape(-1)[: len(line)]
-        return [_raw(scales), _packed(steps, self.bits)]
+        return [scales, _packed(steps, self.bits)]
 
     def read(self, frame: Frame, count: int) -> Line:
         """So many numbers again; refused is what `write` never writes."""
         if self.bits == 32:
             return _finite(frame.take(4 * count).view("<f4").astype(np.float32))
-        scales = _finite(_down(frame.take(2 * -(-count // self.group)).view("<u2")))
+        scales = _finite(_down(frame.take(2 * -(-count // self.group))))
         if (scales < 0).any():
             raise TreeError("compress: wanted scales from zero on, came some below")
         raw = frame.take(-(-count * self.bits // 8))
@@ -89,6 +89,7 @@ def _finite(line: Line) -> Line:
 
 def _blocks(line: Line, group: int) -> Line:
     """Rows of so many numbers, the last one filled with zeros."""
+    group = min(group, max(len(line), 1))  # one that has room for all is no longer than that
     more = -len(line) % group
     return (np.concatenate((line, np.zeros(more, np.float32))) if more else line).reshape(-1, group)
 
@@ -100,16 +101,17 @@ def _counts(count: int, group: int) -> Line:
     return found
 
 
-def _up(lengths: Line) -> NDArray[np.uint16]:
-    """As bfloat16, the upper half of a float32, rounded up."""
-    return ((lengths.view(np.uint32) + np.uint32(0xFFFF)) >> 16).astype("<u2")
+def _up(lengths: Line) -> Bytes:
+    """The bytes of bfloat16, the upper half of a float32, rounded up."""
+    return ((lengths.view(np.uint32) + np.uint32(0xFFFF)) >> 16).astype("<u2").view(np.uint8)
 
 
-def _down(scales: NDArray[np.uint16]) -> Line:
-    return (scales.astype(np.uint32) << 16).view(np.float32)
+def _down(scales: Bytes) -> Line:
+    """The lengths again."""
+    return (scales.view("<u2").astype(np.uint32) << 16).view(np.float32)
 
 
-def _divisors(scales: NDArray[np.uint16]) -> Line:
+def _divisors(scales: Bytes) -> Line:
     """What a group is divided by: its scale, unless all of it is zeros."""
     found = _down(scales)
     return np.where(found > 0, found, np.float32(1))[:, None]
@@ -125,7 +127,7 @@ def _rounded(steps: Line, draw: torch.Generator | None) -> Line:
 
 def _packed(steps: Line, bits: int) -> Bytes:
     if bits > 4:
-        return _raw(steps.astype("<i2" if bits == 16 else "i1"))
+        return steps.astype("<i2" if bits == 16 else "i1").view(np.uint8)
     halves = steps.astype(np.int8).view(np.uint8) & 15
     if len(halves) % 2:
         halves = np.append(halves, np.uint8(0))
@@ -140,6 +142,3 @@ def _unpacked(raw: Bytes, count: int, bits: int) -> Line:
         raise TreeError("compress: wanted zeros behind the last number, came something else")
     return ((halves[:count] ^ 8).astype(np.int8) - np.int8(8)).astype(np.float32)
 
-
-def _raw(line: NDArray[np.generic]) -> Bytes:
-    return np.frombuffer(line.tobytes(), np.uint8)

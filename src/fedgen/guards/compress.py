@@ -56,7 +56,7 @@ class Compress:
             pieces.append(np.packbits(chosen))
             line = line[chosen]
         pieces += self._code.write(line, draw if self.rounding == "stochastic" else None)
-        return {PACKED: torch.from_numpy(framed(pieces, zipped=self.lossless == "zstd").copy())}
+        return {PACKED: torch.from_numpy(framed(pieces, zipped=self.lossless == "zstd"))}
 
     def back(self, came: Tree, like: Tree) -> Tree:
         """What the bytes stand for, with zeros where nothing was sent."""

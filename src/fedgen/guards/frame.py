@@ -9,6 +9,7 @@ from numpy.typing import NDArray
 from fedgen.errors import TreeError
 
 Bytes = NDArray[np.uint8]
+WINDOW = 2**10, 2**31  # bytes that zstandard may be told to look back at least and at most
 REMEDY = "both ends must have the same settings"
 
 
@@ -53,7 +54,7 @@ def _unzipped(raw: bytes, count: int) -> bytes:
         size = zstandard.get_frame_parameters(raw).content_size
         if size != count:
             raise TreeError(f"compress: wanted {count:,} bytes once unzipped, came a promise of {size:,}; {REMEDY}")
-        reader = zstandard.ZstdDecompressor(max_window_size=max(1024, count))
+        reader = zstandard.ZstdDecompressor(max_window_size=min(max(count, WINDOW[0]), WINDOW[1]))
         return reader.decompress(raw, max_output_size=count, allow_extra_data=False)
     except zstandard.ZstdError as error:
         raise TreeError(f"compress: wanted a whole zstandard frame, came {len(raw):,} other bytes ({error})") from error

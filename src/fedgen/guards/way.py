@@ -132,7 +132,7 @@ class Guards:
 
 
 def _normal(like: Tree, draw: torch.Generator) -> Tree:
-    return {key: torch.randn(value.shape, generator=draw) for key, value in like.items()}
+    return {key: torch.randn(like[key].shape, generator=draw) for key in sorted(like)}  # in whatever order keys came
 
 
 def _over(offer: Offer, act: Callable[[Tree], Tree]) -> Offer:
@@ -151,11 +151,11 @@ def _like(layout: Layout | Span, found: Tree) -> Tree:
     """The keys and shapes of an adapter of these ranks, and no numbers."""
     ranks = found[RANKS].tolist() if RANKS in found else []
     line = torch.zeros(layout.width, device="meta")
-    whole = {rank: layout.tree(line, rank) for rank in ranks}
     if len(ranks) == 1:
-        return whole[ranks[0]]
-    layers = [key for like in list(whole.values())[:1] for key in sorted(like) if key.endswith(lora.A_END)]
+        return layout.tree(line, ranks[0])
+    layers = [key.removesuffix(lora.A_END) for key in sorted(layout.tree(line, layout.rank)) if key.endswith(lora.A_END)]
     if len(ranks) != len(layers) or not ranks:
         raise TreeError(f"offer: wanted one rank, or one for each layer, came {len(ranks)}")
-    own = {key.removesuffix(lora.A_END): rank for key, rank in zip(layers, ranks, strict=True)}
-    return {layer + end: whole[rank][layer + end] for layer, rank in own.items() for end in (lora.A_END, lora.B_END)}
+    whole = {rank: layout.tree(line, rank) for rank in set(ranks)}
+    own = zip(layers, ranks, strict=True)
+    return {layer + end: whole[rank][layer + end] for layer, rank in own for end in (lora.A_END, lora.B_END)}

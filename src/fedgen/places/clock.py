@@ -22,6 +22,7 @@ from fedgen.records import Ask, Failure, Offer, Reply, Report, Tree, Update
 from fedgen.store import read_bytes, write_whole
 
 FILE = "clock-{}.safetensors"  # of a round, beside the checkpoint
+Unheard = Callable[[Offer, str], Failure]  # what becomes of an offer that is not answered, and why
 
 
 class Clock:
@@ -36,7 +37,7 @@ class Clock:
         inner: Ask,
         pace: Pace,
         terms: Fleet,
-        unheard: Callable[[Offer, str], Failure],
+        unheard: Callable[[], Unheard],
         tell: Callable[[object], None],
     ) -> None:
         self.inner, self.pace, self.terms, self.unheard, self.tell = inner, pace, terms, unheard, tell
@@ -58,8 +59,7 @@ class Clock:
         """The report of a round with its times, and what came of the turns on each kind of device."""
         times = {"clock": self.now, "waited": self._waited}
         if self.terms.buffer:
-            answered = float(len(self._late))  # who is still at an earlier turn is neither an update nor a failure
-            times |= {"answered": answered, "late": sum(self._late) / max(answered, 1)}
+            times["late"] = sum(self._late) / max(len(self._late), 1)
         stamped = replace(report, metrics={**report.metrics, **times}, devices=dict(sorted(self._turns.items())))
         self._start()
         return stamped
@@ -74,6 +74,7 @@ class Clock:
     def _round(self, offers: Sequence[Offer]) -> Iterator[Reply]:
         """Train those who are in time, and say of the others why nothing came of them."""
         began, lasts, busy = self.now, self.terms.buffer > 0, dict(self.flying)
+        unheard = self.unheard()  # one for all, as it encodes each adapter once
         asked = [offer for offer in offers if not (lasts and offer.client in busy)]
         refused = {offer.client: why for offer in asked if (why := self.pace.refusal(offer))}
         free = {name: flight.end for name, flight in busy.items()}
@@ -82,10 +83,14 @@ class Clock:
         due, self.now = self._due([*(busy.values() if lasts else ()), *new], offers)
         self._waited += self.now - began
         begun = [flight for flight in new if flight.begin <= self.now]
-        yield from self._lasting(begun, due, offers) if lasts else self._timely(begun, due, began)
+        if lasts:
+            self._take_off(begun, unheard)
+            yield from self._lasting(due, offers)
+        else:
+            yield from self._timely(begun, due, began, unheard)
         for offer in asked:
             if offer.client in refused:
-                yield self._missed(self.unheard(offer, refused[offer.client]))
+                yield self._missed(unheard(offer, refused[offer.client]))
         for flight in new:
             if flight.begin > self.now:
                 why = "its node is at an earlier question" if flight.client in busy else "its node is not online"
@@ -115,7 +120,9 @@ class Clock:
             raise ClientError(f"{wish}, {came}; lower it, or ask more clients a round")
         return coming, max(at, limit)
 
-    def _timely(self, begun: Sequence[Flight], due: Sequence[Flight], began: float) -> Iterator[Reply]:
+    def _timely(
+        self, begun: Sequence[Flight], due: Sequence[Flight], began: float, unheard: Unheard
+    ) -> Iterator[Reply]:
         """The replies of a round that ends for all who were asked in it."""
         on_time, spent = {flight.client: flight for flight in due}, self.now - began
         slow = f"no answer within {spent:.0f} s" if spent >= self.terms.deadline else "enough others were faster"
@@ -124,12 +131,11 @@ class Clock:
         for flight in begun:
             if flight.client not in on_time:
                 self.flying[flight.client] = _bare(flight)
-                yield self._missed(self.unheard(flight.offer, slow))
+                yield self._missed(unheard(flight.offer, slow))
         self.flying = {name: flight for name, flight in self.flying.items() if self.now < flight.end < math.inf}
 
-    def _lasting(self, begun: Sequence[Flight], due: Sequence[Flight], offers: Sequence[Offer]) -> Iterator[Reply]:
+    def _lasting(self, due: Sequence[Flight], offers: Sequence[Offer]) -> Iterator[Reply]:
         """The replies of an asynchronous round: changes that arrive in it, whenever they began."""
-        self._take_off(begun)
         today, turn = {offer.cluster: offer.adapter for offer in offers}, offers[0].round
         for flight in [self.flying.pop(flight.client) for flight in due]:
             reply = laid(_came(flight), today, turn, self.terms.staleness)
@@ -142,12 +148,12 @@ class Clock:
             offer, reply = flight.offer, _came(flight)
             yield self._missed(Failure(turn, offer.client, offer.cluster, silent, reply.down))
 
-    def _take_off(self, begun: Sequence[Flight]) -> None:
+    def _take_off(self, begun: Sequence[Flight], unheard: Unheard) -> None:
         """Train the turns that begin, but for those that are lost."""
         whole = {flight.client: flight for flight in begun if flight.end < math.inf}
         for flight in begun:
             if flight.client not in whole:
-                self.flying[flight.client] = replace(_bare(flight), reply=self.unheard(flight.offer, "lost"))
+                self.flying[flight.client] = replace(_bare(flight), reply=unheard(flight.offer, "lost"))
         for reply in self.inner(flight.offer for flight in whole.values()):
             flight = whole[reply.client]
             self.flying[flight.client] = replace(_bare(flight), reply=change(reply, flight.offer))

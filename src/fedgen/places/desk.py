@@ -17,7 +17,7 @@ from fedgen.devices import Hardware
 from fedgen.errors import BackboneError, ClientError
 from fedgen.places import wire
 from fedgen.places.device import Device, closed, holdings_of, plan_of, refusal, width_of
-from fedgen.places.inprocess import facts_of, hold, labels_of
+from fedgen.places.inprocess import facts_of, hold, labels_of, site_of
 from fedgen.places.wire import Errand, Parcel, Present
 from fedgen.plan import Plan
 from fedgen.records import Failure, Offer, Reply
@@ -157,15 +157,5 @@ class Desk:
         held, dropped = hold(plan, backbone, documents, shares)
         training = replace(plan.training, cohort=width_of(self.device, plan.training, backbone))
         bank = plan.adapter.bank(backbone.network, plan.width)  # last: from here on its layers are the network's
-        parts = (
-            training,
-            plan.personal,
-            Shelf(self.folder / NOWHERE),
-            plan.evaluate.rows,
-            plan.encode,
-            plan.profile,
-            plan.share,
-            plan.passage,
-        )
-        site = Site(plan.seed, backbone, bank, held, *parts)
+        site = site_of(replace(plan, training=training), backbone, bank, held, Shelf(self.folder / NOWHERE))
         return Ground(site, labels_of(held, documents, shares), dropped, facts_of(plan, backbone))

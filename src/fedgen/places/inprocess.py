@@ -22,10 +22,11 @@ from fedgen.client import width
 from fedgen.data import clients
 from fedgen.data.deal import count
 from fedgen.devices import Hardware, Load, Messages, load_of
-from fedgen.places.clock import Clock
+from fedgen.guards import Guards
+from fedgen.places.clock import Clock, Unheard
 from fedgen.places.pace import Pace
 from fedgen.plan import Plan
-from fedgen.records import Ask, Client, Document, Failure, Offer, Reply, Rows, Tree, Update
+from fedgen.records import Ask, Client, Document, Failure, Offer, Reply, Tree, Update
 from fedgen.run import Place
 from fedgen.store import Shelf
 from fedgen.turns import Site, head, turns
@@ -33,6 +34,7 @@ from fedgen.weights import AnyBank
 
 TREES = ("adapter", "beside", "profile", "up", "down")  # fields of a message that are trees, or not sent
 SHELF_MEMORY = 2**28  # bytes of clients' own adapters kept in memory
+SHAPES = 1000  # so many offers' sizes are kept
 
 
 def settle(plan: Plan, backbone: Backbone) -> Plan:
@@ -71,24 +73,30 @@ def place(plan: Plan, backbone: Backbone, shelf: Path | None, tell: Callable[[ob
     facts = facts_of(plan, backbone)
     bank = plan.adapter.bank(backbone.network, plan.width)
     own = Shelf(shelf, SHELF_MEMORY)
-    parts = plan.training, plan.personal, own, plan.evaluate.rows, plan.encode, plan.profile, plan.share, plan.passage
-    site = Site(plan.seed, backbone, bank, held, *parts)
+    site = site_of(plan, backbone, bank, held, own)
     start, hardware = start_of(plan, bank), plan.devices.of(held, plan.seed)
-    load = load_on(plan, backbone, bank, start, next(iter(held.values())).train)
+    load = load_on(plan, backbone, bank, start)
     sizes = {name: count(client.train) for name, client in held.items()}
     counts = {"clients": len(held), "dropped": list(dropped), "rows": sum(sizes.values())}
     facts = facts | counts | kinds_of(hardware)
-    clock = clock_of(plan, site, Pace(hardware, load, sizes, plan.seed), tell) if plan.clocked else None
+    pace = Pace(hardware, load, sizes, plan.seed, sizes_of(plan.passage))
+    clock = clock_of(plan, site, pace, tell) if plan.clocked else None
     ask = clock.ask if clock else asker(site, tell)
     return Place(sizes, ask, start, own, facts, labels, hardware, load, clock)
+
+
+def site_of(plan: Plan, backbone: Backbone, bank: AnyBank, held: Mapping[str, Client], shelf: Shelf) -> Site:
+    """Where these clients play a plan's turns."""
+    parts = plan.training, plan.personal, shelf, plan.evaluate.rows, plan.encode, plan.profile, plan.share, plan.passage
+    return Site(plan.seed, backbone, bank, held, *parts)
 
 
 def clock_of(plan: Plan, site: Site, pace: Pace, tell: Callable[[object], None]) -> Clock:
     """The clock over the site's clients."""
 
-    def unheard(offer: Offer, reason: str) -> Failure:
-        gone = len(pack(site.guards.offering()(offer)))
-        return dataclasses.replace(offer.failed(reason), down=gone)
+    def unheard() -> Unheard:
+        offered = site.guards.offering()
+        return lambda offer, reason: weigh(offered(offer), offer.failed(reason))
 
     return Clock(asker(site), pace, plan.fleet, unheard, tell)
 
@@ -99,10 +107,10 @@ def kinds_of(hardware: Mapping[str, Hardware]) -> dict[str, Any]:
     return {"devices": dict(sorted(kinds.items()))} if kinds else {}
 
 
-def load_on(plan: Plan, backbone: Backbone, bank: AnyBank, start: Tree, rows: Rows) -> Load:
-    """What a turn of the plan asks of a device, of which one of these rows is trained once."""
+def load_on(plan: Plan, backbone: Backbone, bank: AnyBank, start: Tree) -> Load:
+    """What a turn of the plan asks of a device, of which one pass is trained once."""
     own = [plan.personal.training(plan.training)] if plan.personal.each_round else []
-    return load_of([plan.training, *own], backbone, bank, start, rows, messages(plan, start))
+    return load_of([plan.training, *own], backbone, bank, start, messages(plan, start))
 
 
 def messages(plan: Plan, start: Tree) -> Messages:
@@ -112,6 +120,25 @@ def messages(plan: Plan, start: Tree) -> Messages:
     def sizes(rank: int) -> tuple[int, int]:
         narrow = plan.adapter.of == "pairs" and 0 < rank < lora.rank(start)
         return plan.passage.sizes(factors.head(start, rank) if narrow else start, rank)
+
+    return sizes
+
+
+def sizes_of(guards: Guards) -> Callable[[Offer], tuple[int, int]]:
+    """How many bytes an offer's update and the offer itself have, layer by layer; reckoned once for all of a shape."""
+    known: dict[tuple[int, ...], tuple[int, int]] = {}
+
+    def sized(adapter: Tree, rank: int) -> tuple[int, int]:
+        shape = rank, *(adapter[key].numel() for key in sorted(adapter))
+        if shape not in known:
+            if len(known) == SHAPES:  # shapes by need are others in each round
+                known.clear()
+            known[shape] = guards.sizes(adapter, rank)
+        return known[shape]
+
+    def sizes(offer: Offer) -> tuple[int, int]:
+        up, down = sized(offer.adapter, offer.rank)
+        return up, down + sum(sized(other, offer.rank)[1] for other in offer.beside.values())
 
     return sizes
 

@@ -19,7 +19,8 @@ def change(reply: Reply, offer: Offer) -> Reply:
         return reply
     shapes = {key: value.shape for key, value in offer.adapter.items()}
     if odd := [key for key, value in reply.adapter.items() if value.shape != shapes.get(key)]:
-        return offer.failed(wire.plain(f"update: '{odd[0]}' is not like the one that was offered"))
+        failed = offer.failed(wire.plain(f"update: '{odd[0]}' is not like the one that was offered"))
+        return replace(failed, down=reply.down)
     return replace(reply, adapter={key: value - offer.adapter[key] for key, value in reply.adapter.items()})
 
 

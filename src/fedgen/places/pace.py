@@ -1,8 +1,8 @@
 """How long a turn takes on a client's device, when it can begin, and whether it is lost: all of it known beforehand."""
 
 import math
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
 
 import torch
 
@@ -38,17 +38,22 @@ class Flight:
 
 @dataclass(frozen=True)
 class Pace:
-    """How long clients' turns take on their devices, and which of them are lost."""
+    """How long clients' turns take on their devices, and which of them are lost.
+
+    `messages` are the bytes of an offer's update and of the offer itself, which its rank alone does not say.
+    """
 
     hardware: Mapping[str, Hardware]
     load: Load
     rows: Mapping[str, int]
     seed: int
+    messages: Callable[[Offer], tuple[int, int]]
 
     def flight(self, offer: Offer, after: float) -> Flight:
         """The turn that a client begins, once its device is online."""
         device = self.hardware[offer.client]
-        turn = self.load.seconds(device, offer.rank, self.rows[offer.client])
+        load = replace(self.load, messages=lambda rank: self.messages(offer))
+        turn = load.seconds(device, offer.rank, self.rows[offer.client])
         draw = seeds.generator(self.seed, offer.round, offer.client, "lost")
         lost = torch.rand((), generator=draw).item() < device.lost
         begin = opened(device.hours, after)

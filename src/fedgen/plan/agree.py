@@ -102,6 +102,10 @@ def _agree_on_ranks(plan: Plan, aggregate: str) -> None:
         raise PlanError(f"allot: '{kind}' goes by clients' devices, and devices.kind = 'none' knows none; name them")
     if isinstance(plan.allot, Needed) and aggregate not in ("exact", "changes"):
         raise PlanError("allot: ranks that differ by layer want aggregate.kind = 'changes' or 'exact'")
+    if isinstance(plan.allot, Needed) and plan.share.prune:
+        raise PlanError(
+            "allot and share.prune: by need ranks differ by layer, and what is pruned has one; set it to false"
+        )
     if isinstance(plan.allot, Needed) and plan.personal.each_round:
         raise PlanError("allot and personal: an own adapter has one rank in all layers; use personal.kind = 'finetune'")
     _agree_on_clusters_of_ranks(plan, said, aggregate)

@@ -76,7 +76,7 @@ class Digest:
 
     @property
     def answered(self) -> list[int]:
-        """How many updates came, a round; asynchronous rounds say so themselves, as some are still under way."""
+        """How many updates came, a round; a journal from before this was counted says who was asked and failed."""
         by_default = [len(line["clients"]) - len(line["failures"]) for line in self.journal]
         return [int(line["metrics"].get("answered", n)) for line, n in zip(self.journal, by_default, strict=True)]
 

@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 from typing import Any
 
+from fedgen import lora
 from fedgen.report import figures, markup
 from fedgen.report.digest import Digest
 from fedgen.report.figures import Chart, Line
@@ -67,9 +68,8 @@ def _layers(lines: Sequence[Any]) -> str:
     step = -(-len(lines) // MOST_ROUNDS)
     shown = lines[::-step][::-1]  # the last round is always there
     most = max(max(line["ranks"]["layers"].values()) for line in lines)
-    rows = [
-        [path, *(_cell(line["ranks"]["layers"][path], most) for line in shown)] for path in shown[-1]["ranks"]["layers"]
-    ]
+    paths = lora.last(shown[-1]["ranks"]["layers"], 1.0)  # layer 10 comes after layer 9
+    rows = [[path, *(_cell(line["ranks"]["layers"][path], most) for line in shown)] for path in paths]
     some = f", of {counted(len(lines), 'round')} every {step:,}." if step > 1 else ""
     table = markup.table(
         f"The mean rank of updates by layer and round{some}", ["Layer", *(f"{line['round']:,}" for line in shown)], rows

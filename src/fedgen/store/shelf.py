@@ -54,7 +54,10 @@ class Shelf:
         return _copy(tree)
 
     def drawer(self, name: str) -> "Shelf":
-        """A shelf below this one, for another thing of each client; flushed, rewound and settled with it."""
+        """A shelf below this one, for another thing of each client; flushed, rewound and settled with it.
+
+        It keeps as much again in memory.
+        """
         if name not in self._drawers:
             self._drawers[name] = Shelf(self._folder / name, self._limit)
         return self._drawers[name]

@@ -1,0 +1,38 @@
+"""How much memory tensors take meanwhile: every one that an operation makes, until nothing holds it any more."""
+
+import weakref
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from torch import Tensor, UntypedStorage
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+
+
+class Held(TorchDispatchMode):
+    """While it lasts, `most` is the most bytes that new tensors have held at one moment."""
+
+    def __init__(self) -> None:
+        TorchDispatchMode.__init__(self)
+        self.now = self.most = 0
+        self.sizes: dict[int, int] = {}  # of each storage, by where it is known
+
+    def __torch_dispatch__(
+        self, act: Any, types: object, given: Sequence[Any] = (), named: Mapping[str, Any] | None = None
+    ) -> Any:
+        """Do it, and weigh what it made."""
+        made = act(*given, **(named or {}))
+        for tensor in tree_leaves(made):
+            if isinstance(tensor, Tensor) and tensor.device.type != "meta":
+                self._weigh(tensor.untyped_storage())
+        self.most = max(self.most, self.now)
+        return made
+
+    def _weigh(self, storage: UntypedStorage) -> None:
+        if storage._cdata not in self.sizes:
+            self.sizes[storage._cdata] = storage.nbytes()
+            self.now += storage.nbytes()
+            weakref.finalize(storage, self._freed, storage._cdata)
+
+    def _freed(self, at: int) -> None:
+        self.now -= self.sizes.pop(at)
