@@ -55,7 +55,7 @@ BYTES: Arms = {
 }
 MIXED = "adapter.ranks=[2, 4, 8, 16, 32]"
 EVEN = "training.even=0.5"  # this and the rates are the best of a few tried with the first seed (LOG.md)
-STACK = ["share.kind=increment", "aggregate.kind=stack", "aggregate.rank=64", "training.lr=0.025"]
+STACK = ["share.kind=increment", "aggregate.kind=stack", "aggregate.rank=64", "training.even=0.25", "training.lr=0.04"]
 FACTORS = [MIXED, EVEN, "training.lr=0.05"]
 RANKS: Arms = {
     "all 2": ["adapter.rank=2", *STACK],

@@ -9,9 +9,9 @@ from typing import Any
 import pytest
 import torch
 
+from fedgen import factors, lora, seeds, tree
 from fedgen import plan as plans
-from fedgen import seeds, tree
-from fedgen.aggregate import AGGREGATES, Average, takes
+from fedgen.aggregate import AGGREGATES, Average, Exact, takes
 from fedgen.bank import Bank
 from fedgen.cohort import Uniform
 from fedgen.data import count
@@ -22,6 +22,7 @@ from fedgen.personal import FineTune, Keep, Nothing, Personal
 from fedgen.places.inprocess import hold_data
 from fedgen.records import GLOBAL, Client, Failure, Offer, Reply, Rows, State, Tree, Update
 from fedgen.rounds import Server, play
+from fedgen.share import Halves
 from fedgen.store import Shelf
 from fedgen.turns import CLUSTER, Site, head, read_scores, turn, turns
 
@@ -214,7 +215,7 @@ def test_a_round_offers_folds_and_steps() -> None:
     assert near(dict(state.adapters[GLOBAL]), leaf(1.0 + (1.0 + 2 * 4.0) / 3))
     assert (state.round, report.round, sorted(report.clients)) == (5, 5, ["a", "b"])
     assert (report.up, report.down, report.failures) == (14, 22, ())
-    assert (report.metrics["loss"], report.metrics["terms"]) == (2.5, 6.0)
+    assert report.metrics == {"loss": 2.5, "terms": 6.0, "answered": 2.0}
 
 
 def test_failures_are_reported_and_the_others_count() -> None:
@@ -342,6 +343,24 @@ def test_a_hostile_update_is_a_failure_and_the_others_count_in_any_order(what: s
         assert report.failures[0].reason
         assert (report.metrics["terms"], report.up) == (6.0, 14)
         assert same(dict(state.adapters[GLOBAL]), dict(wanted.adapters[GLOBAL]))
+
+
+def test_where_ranks_are_given_up_an_update_of_several_is_a_failure() -> None:
+    """Exact takes updates of any rank, and one that has another in each layer has none to keep to."""
+    like = lora.tree_of(lora.Pair(path, torch.ones(2, 3), torch.ones(4, 2)) for path in ("k", "q"))
+    one = replace(server(["a", "x"]), aggregate=Exact(), share=Halves(prune=True))
+
+    def ask(found: Iterable[Offer]) -> Iterator[Reply]:
+        for offer in found:
+            ranks = {"k": 1, "q": 2} if offer.client == "x" else {"k": 1, "q": 1}
+            sent = Update(1, offer.client, GLOBAL, factors.heads(like, ranks), 1, {"loss": 1.0, "terms": 1})
+            yield sent
+
+    state, report = play(one, State(0, {GLOBAL: like}), ask)
+    assert [(failure.client, failure.reason) for failure in report.failures] == [
+        ("x", "adapter: wanted one rank in all layers, came [1, 2]; resize it to one rank")
+    ]
+    assert state.ranks == {"a": 1}
 
 
 def test_nobody_counts_for_more_than_it_said_it_holds() -> None:

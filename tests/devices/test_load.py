@@ -85,6 +85,19 @@ def test_a_rows_arithmetic_is_its_own_however_it_is_trained(tiny_plan: dict[str,
     assert load_of(tiny_plan, "training.checkpoint=true").active < plain.active
 
 
+def test_what_lies_below_the_last_layers_is_neither_kept_nor_reckoned(tiny_plan: dict[str, Any]) -> None:
+    plain, last = load_of(tiny_plan), load_of(tiny_plan, "adapter.last=0.5")
+    assert last.numbers == plain.numbers / 2
+    assert last.active < 0.8 * plain.active
+    assert last.row < plain.row
+
+
+def test_what_a_step_holds_is_the_same_each_time_and_grows_with_its_rows(tiny_plan: dict[str, Any]) -> None:
+    one, two, four = (load_of(tiny_plan, "training.batch=4", f"training.micro={rows}").active for rows in (1, 2, 4))
+    assert four == load_of(tiny_plan, "training.batch=4").active
+    assert (four - two) == pytest.approx(2 * (two - one), rel=0.02)
+
+
 def test_a_load_of_a_whole_model(tiny_plan: dict[str, Any]) -> None:
     pairs, whole = load_of(tiny_plan), load_of(tiny_plan, "adapter.of=weights", "personal.kind=none")
     assert whole.rank == 0

@@ -143,6 +143,13 @@ def test_how_long_a_message_is(way: Compress, size: int) -> None:
     assert len(way.out(some(), draw())[PACKED]) == size
 
 
+def test_a_group_may_be_longer_than_all_there_is() -> None:
+    change = some()
+    wide, whole = (Compress(4, group, rounding="nearest") for group in (2**50, COUNT))
+    assert torch.equal(wide.out(change, draw())[PACKED], whole.out(change, draw())[PACKED])
+    assert all(torch.equal(value, both(whole, change)[key]) for key, value in both(wide, change).items())
+
+
 def test_zstd_gains_on_few_numbers_and_never_changes_any() -> None:
     change = some(like={"x": torch.zeros(20_000)})
     way = Compress(4, top=0.1)

@@ -22,6 +22,7 @@ WRONG: list[tuple[dict[str, Any], str]] = [
      "guards: wanted each once, in the order of a client's way out: clip; came clip, clip"),
     ({"guards": ["compress", "clip"]},
      "guards: wanted each once, in the order of a client's way out: clip, compress; came compress, clip"),
+    ({"clip": {"norm": 2}, "guards": ["compress"]}, "clip: is set, and no guard is so called; add it to guards"),
     ({"compress": {"bits": 8}}, "compress: is set, and no guard is so called; add it to guards"),
     ({"guards": ["compress"], "compress": {"bits": 2}}, "compress.bits: 2 is not one of 32, 16, 8, 4, 1"),
     ({"guards": ["compress"], "compress": {"down": 1}}, "compress.down: 1 is not one of 32, 16, 8, 4"),

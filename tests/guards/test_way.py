@@ -315,3 +315,9 @@ def test_sizes_are_those_of_messages(tmp_path: Path) -> None:
         assert up == len(tree.pack(guards.sent(adapter(1), asked, Shelf(tmp_path))))
         assert down == len(tree.pack(guards.offering()(asked).adapter))
     assert Guards((), Halves("b")).sizes(adapter(), RANK)[0] < Guards().sizes(adapter(), RANK)[0]
+
+
+def test_sizes_go_by_no_order_of_keys() -> None:
+    """A resumed run reads its adapter in another order, and its clock must not go otherwise."""
+    shared, guards = adapter(), Guards((Compress(4, top=0.2, lossless="zstd", down=4),))
+    assert guards.sizes(shared, RANK) == guards.sizes(dict(reversed(shared.items())), RANK)

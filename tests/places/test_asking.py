@@ -392,4 +392,5 @@ def test_an_odd_change_fails_and_the_others_count(odd: Tree) -> None:
     found = Server(Carrier(three() | {3: answer}), terms(buffer=4)).ask(offers())
     assert reason(found["dan"]).endswith("is not like the one that was offered")
     assert reason(found["dan"]).isprintable()
+    assert found["dan"].down > 0
     assert sum(isinstance(reply, Update) for reply in found.values()) == 3

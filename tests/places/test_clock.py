@@ -13,7 +13,7 @@ import torch
 from fedgen.client import Training
 from fedgen.devices import Hardware, Load
 from fedgen.errors import ClientError, StoreError
-from fedgen.places.clock import Clock
+from fedgen.places.clock import Clock, Unheard
 from fedgen.places.late import of
 from fedgen.places.pace import HOUR, Pace, opened
 from fedgen.plan import Fleet
@@ -33,7 +33,7 @@ def load(**changes: Any) -> Load:
 
 
 def nothing(offer: Offer) -> tuple[int, int]:
-    """Messages of no bytes."""
+    """The bytes of its messages."""
     return 0, 0
 
 
@@ -57,12 +57,14 @@ class Crowd:
 
     def __post_init__(self) -> None:
         self.trained: list[tuple[int, str]] = []
+        self.encodings = 0
         self.told: list[object] = []
         pace = Pace(self.hardware, self.load, dict.fromkeys(self.hardware, 1), seed=0, messages=nothing)
-        self.clock = Clock(self._train, pace, self.terms, lambda: self._unheard, self.told.append)
+        self.clock = Clock(self._train, pace, self.terms, self._unheard, self.told.append)
 
-    def _unheard(self, offer: Offer, reason: str) -> Failure:
-        return replace(offer.failed(reason), down=DOWN)
+    def _unheard(self) -> Unheard:
+        self.encodings += 1
+        return lambda offer, reason: replace(offer.failed(reason), down=DOWN)
 
     def _train(self, asked: Iterable[Offer]) -> Iterator[Reply]:
         for offer in asked:
@@ -115,7 +117,7 @@ def test_a_turn_begins_when_its_device_is_online(hours: tuple[float, float], at:
 def test_a_turn_takes_its_way_down_its_work_and_its_way_up() -> None:
     heavy = load(trainings=(Training(epochs=2, batch=4),), messages=lambda rank: (1, 1))
     tablet = Hardware("tablet", 10**6, speed=0.5, up=10.0, down=20.0, hours=(9.0, 10.0))
-    pace = Pace({"ann": tablet}, heavy, {"ann": 9}, seed=0, messages=lambda offer: (30 * offer.rank, 100 * offer.rank))
+    pace = Pace({"ann": tablet}, heavy, {"ann": 9}, 0, lambda offer: (30 * offer.rank, 100 * offer.rank))
     flight = pace.flight(replace(*offers(["ann"]), rank=2), 3.0)
     assert flight.begin == pytest.approx(9 * HOUR)
     assert flight.end - flight.begin == pytest.approx(200 / 20 + 2 * 12 / 0.5 + 60 / 10)
@@ -123,7 +125,7 @@ def test_a_turn_takes_its_way_down_its_work_and_its_way_up() -> None:
 
 def test_turns_are_lost_with_their_device_s_chance_and_the_same_ones_each_time() -> None:
     names = [f"c{at}" for at in range(400)]
-    pace = Pace({name: device(1, lost=0.25) for name in names}, load(), dict.fromkeys(names, 1), seed=3, messages=nothing)
+    pace = Pace({name: device(1, lost=0.25) for name in names}, load(), dict.fromkeys(names, 1), 3, nothing)
     lost = [[pace.flight(offer, 0.0).end == math.inf for offer in offers(names, turn)] for turn in (1, 1, 2)]
     assert lost[0] == lost[1] != lost[2]
     assert 70 < sum(lost[0]) < 130  # 100, give or take 3.5 standard deviations
@@ -180,6 +182,13 @@ def test_who_is_offline_is_not_waited_for_once_enough_have_answered_nor_sent_any
 def test_what_went_down_in_vain_counts() -> None:
     some = crowd(terms(spare=0.5), ann=1, bob=2)
     assert [reply.down for reply in some.ask(offers(["ann", "bob"])).values()] == [DOWN, DOWN]
+
+
+def test_what_goes_down_is_encoded_once_an_ask() -> None:
+    some = crowd(terms(spare=0.75), ann=1, bob=2, cleo=3, dan=4)
+    for turn in (1, 2):
+        assert len(some.round(turn)[1]) == 3
+    assert some.encodings == 2
 
 
 def test_too_many_lost_turns_are_an_error_with_both_numbers() -> None:

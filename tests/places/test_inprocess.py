@@ -10,12 +10,13 @@ from typing import Any
 import pytest
 import torch
 
-from fedgen import lora, tree
+from fedgen import factors, lora, tree
 from fedgen import plan as plans
 from fedgen.backbones import Diffusion, Language
 from fedgen.bank import Bank
 from fedgen.data import Folder
 from fedgen.data.glyphs import Glyphs
+from fedgen.guards import Guards
 from fedgen.places import inprocess, silent
 from fedgen.places.inprocess import (
     TREES,
@@ -26,6 +27,7 @@ from fedgen.places.inprocess import (
     holdings,
     pack,
     settle,
+    sizes_of,
     weigh,
     whole,
 )
@@ -89,6 +91,20 @@ def test_a_failure_has_come_down_and_sent_nothing(site: Site) -> None:
     lost = weigh(offer, Failure(1, offer.client, GLOBAL, "away"))
     assert isinstance(lost, Failure)
     assert lost.down == len(pack(offer))
+
+
+def test_sizes_of_messages_go_by_what_is_offered() -> None:
+    """Also where layers have unlike ranks, which the widest of them does not say, and others are beside it."""
+    layers = {"k": torch.nn.Linear(6, 5), "q": torch.nn.Linear(4, 8)}
+    wide = lora.fresh(layers, 4, torch.Generator().manual_seed(0))
+    uneven = wide | {key: value for key, value in factors.head(wide, 1).items() if ".k." in key}
+    sizes = sizes_of(Guards())
+    offers = [Offer(1, "ann", GLOBAL, tree, rank=4) for tree in (wide, uneven)]
+    for offer in [*offers, *offers]:
+        assert sizes(offer) == (len(tree.pack(offer.adapter)),) * 2
+    (up, down), more = sizes(offers[0]), sizes(offers[1])[1]
+    assert sizes(replace(offers[0], beside={"one": uneven})) == (up, down + more)
+    assert sizes(replace(offers[0], adapter=factors.head(wide, 2), rank=2))[0] < up
 
 
 def windows(raw: bytes, size: int) -> Iterator[bytes]:

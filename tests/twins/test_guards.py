@@ -173,8 +173,11 @@ def here(guarded: dict[str, Any], tmp_path_factory: pytest.TempPathFactory) -> R
 @pytest.fixture(scope="module")
 def there(guarded: dict[str, Any], tmp_path_factory: pytest.TempPathFactory) -> tuple[Run, Post]:
     """The same run over the wire, on a machine's desk."""
-    folder = tmp_path_factory.mktemp("there")
-    plan = plans.read(guarded, GUARDED)
+    return across(plans.read(guarded, GUARDED), tmp_path_factory.mktemp("there"))
+
+
+def across(plan: plans.Plan, folder: Path) -> tuple[Run, Post]:
+    """A run over the wire, on a machine's desk."""
     settled = inprocess.settle(plan, plan.backbone.load())
     post = Post(Desk(Device("trial", consent=Consent(plan_data=True)), folder / "node"))
     errand = Errand("run", plans.write(settled), "one")
@@ -182,7 +185,7 @@ def there(guarded: dict[str, Any], tmp_path_factory: pytest.TempPathFactory) -> 
     asking = Asking(post, errand, terms, post, 2**20, tell=silent, nap=0.0, guards=settled.passage)
     place = inprocess.place(settled, settled.backbone.load(), folder / "run" / SHELF, silent)
     write_whole(folder / "run" / PLAN, plans.write(settled).encode())
-    return go(folder / "run", settled, replace(place, ask=asking.ask), silent), post
+    return go(folder / "run", settled, replace(place, ask=asking.ask, clock=None), silent), post
 
 
 def test_in_this_process_is_as_over_the_wire(here: Run, there: tuple[Run, Post]) -> None:
@@ -191,6 +194,30 @@ def test_in_this_process_is_as_over_the_wire(here: Run, there: tuple[Run, Post])
     one, two = here.adapter("global")[0], other.adapter("global")[0]
     assert all(torch.equal(one[key], two[key]) for key in one)
     assert here.scores == other.scores
+
+
+NEED = ["training.cohort=4", "rounds=3", "adapter.rank=8", "personal.kind=none", "cohort.count=6",
+        "aggregate.kind=changes", "allot.kind=needed", "allot.mean=3"]  # fmt: skip
+
+
+@pytest.mark.parametrize("packed", [[], ['guards=["compress"]', "compress.bits=4", "compress.down=8"]], ids=len)
+def test_ranks_by_layer_cross_as_they_are(packed: list[str], tiny_plan: dict[str, Any], tmp_path: Path) -> None:
+    """On devices that carry all, so that layers and clients have unlike ranks from the second round on."""
+    named = tmp_path / "devices.toml"
+    device = "memory = 1_000_000_000_000\nspeed = 1e15\nup = 1e12\ndown = 1e12\n"
+    clients = [f'{name} = "own"' for name in ("ann", "bob", "cleo", "dan", "eve", "finn")]
+    named.write_text("\n".join([f"[classes.own]\n{device}[clients]", *clients]), "utf-8")
+    plan = plans.read(tiny_plan | {"devices": {"kind": "named", "file": str(named)}}, [*NEED, *packed])
+    ours, (other, post) = fedgen.run(plan, tmp_path / "run"), across(plan, tmp_path / "there")
+    assert not any(line["failures"] for run in (ours, other) for line in run.journal)
+    for line, its in zip(ours.journal, other.journal, strict=True):
+        assert line["ranks"] == its["ranks"]
+        assert line["metrics"]["loss"] == its["metrics"]["loss"]
+        assert its["down"] == post.trained[line["round"]][0]
+    assert all(len(set(ours.journal[1]["ranks"][by].values())) > 1 for by in ("layers", "clients"))
+    one, two = ours.adapter("global")[0], other.adapter("global")[0]
+    assert all(torch.equal(one[key], two[key]) for key in one)
+    assert ours.scores == other.scores
 
 
 def test_reported_bytes_are_those_that_crossed(there: tuple[Run, Post]) -> None:

@@ -58,8 +58,7 @@ class Fit:
 
     def spread(self, offers: Sequence[Offer], cuts: Cuts, needs: Mapping[str, float]) -> list[Offer]:
         """Offers to train on, each with ranks by layer."""
-        usual = math.fsum(needs.values()) / len(needs) if needs else 0.0  # the same in any order
-        shares = {name: need / usual for name, need in needs.items() if usual}
+        shares = _shares(needs)
         ranks = [self.ranks[offer.client] for offer in offers]
         wishes = [
             Wish(cuts.ordered(offer.adapter), rank, shares.get(offer.client, 1.0))
@@ -67,6 +66,12 @@ class Fit:
         ]
         found = zip(offers, spread(wishes, self.mean), strict=True)
         return [_cut(offer, cuts, layers, max(layers.values())) for offer, layers in found]
+
+
+def _shares(needs: Mapping[str, float]) -> dict[str, float]:
+    """Each need as a multiple of their mean, which is the same whatever order they came in."""
+    usual = math.fsum(needs.values()) / len(needs) if needs else 0.0
+    return {name: need / usual for name, need in needs.items() if usual}
 
 
 def _cut(offer: Offer, cuts: Cuts, ranks: Mapping[str, int] | int, rank: int) -> Offer:

@@ -141,4 +141,3 @@ def _unpacked(raw: Bytes, count: int, bits: int) -> Line:
     if halves[count:].any():
         raise TreeError("compress: wanted zeros behind the last number, came something else")
     return ((halves[:count] ^ 8).astype(np.int8) - np.int8(8)).astype(np.float32)
-

@@ -153,7 +153,8 @@ def _like(layout: Layout | Span, found: Tree) -> Tree:
     line = torch.zeros(layout.width, device="meta")
     if len(ranks) == 1:
         return layout.tree(line, ranks[0])
-    layers = [key.removesuffix(lora.A_END) for key in sorted(layout.tree(line, layout.rank)) if key.endswith(lora.A_END)]
+    keys = sorted(layout.tree(line, layout.rank))
+    layers = [key.removesuffix(lora.A_END) for key in keys if key.endswith(lora.A_END)]
     if len(ranks) != len(layers) or not ranks:
         raise TreeError(f"offer: wanted one rank, or one for each layer, came {len(ranks)}")
     whole = {rank: layout.tree(line, rank) for rank in set(ranks)}

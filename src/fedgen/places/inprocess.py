@@ -26,7 +26,7 @@ from fedgen.guards import Guards
 from fedgen.places.clock import Clock, Unheard
 from fedgen.places.pace import Pace
 from fedgen.plan import Plan
-from fedgen.records import Ask, Client, Document, Failure, Offer, Reply, Tree, Update
+from fedgen.records import Ask, Client, Document, Offer, Reply, Tree, Update
 from fedgen.run import Place
 from fedgen.store import Shelf
 from fedgen.turns import Site, head, turns
@@ -96,7 +96,7 @@ def clock_of(plan: Plan, site: Site, pace: Pace, tell: Callable[[object], None])
 
     def unheard() -> Unheard:
         offered = site.guards.offering()
-        return lambda offer, reason: weigh(offered(offer), offer.failed(reason))
+        return lambda offer, reason: dataclasses.replace(offer.failed(reason), down=len(pack(offered(offer))))
 
     return Clock(asker(site), pace, plan.fleet, unheard, tell)
 

@@ -8,7 +8,7 @@ from fedgen.encode import Silent
 from fedgen.errors import PlanError
 from fedgen.exchange import Alone, Neighbours, SharedA, Toward
 from fedgen.groups import Hierarchy
-from fedgen.guards import GUARDS, Compress
+from fedgen.guards import GUARDS
 from fedgen.outer import Plain
 from fedgen.personal import Added, Beside, Keep
 from fedgen.plan.parts import Plan, kind_of
@@ -131,9 +131,9 @@ def _agree_on_guards(plan: Plan) -> None:
     if list(plan.guards) != order:
         wish = f"each once, in the order of a client's way out: {', '.join(order)}"
         raise PlanError(f"guards: wanted {wish}; came {', '.join(plan.guards)}")
+    if unused := [name for name, kind in GUARDS.items() if name not in plan.guards and getattr(plan, name) != kind()]:
+        raise PlanError(f"{unused[0]}: is set, and no guard is so called; add it to guards")
     if "compress" not in plan.guards:
-        if plan.compress != Compress():
-            raise PlanError("compress: is set, and no guard is so called; add it to guards")
         return
     if plan.share.prune:
         raise PlanError("compress and share.prune: both ends must know the shapes; set share.prune = false")
