@@ -11,6 +11,15 @@ from matplotlib.ticker import FuncFormatter, PercentFormatter
 
 RULE, INK = "#e2e2dd", "#596170"
 COLOURS = ("#0067a8", "#c8500a", "#5a7d2b", "#8a3ca0", "#596170", "#b08a00")
+BESIDE = {  # where a name stands beside its point, if not above it to the right
+    "thin": (-8, -3),
+    "25%, signs, feedback": (-8, 6),
+    "signs, feedback": (6, 8),
+    "25%, 4 bits, feedback": (6, -14),
+    "4 bits": (-8, -3),
+    "10%, 4 bits": (-8, -3),
+    "A drawn, B in 4 bits": (8, -8),
+}
 WISH, ALLOWED = 0.0005, 0.01  # of full-model FedAvg's uplink, and of the measure
 
 Arm = Mapping[str, Any]
@@ -37,14 +46,16 @@ def pipelines(path: Path, worlds: Mapping[str, Any]) -> None:
             colour = COLOURS[1] if name == "thin" else COLOURS[0]
             axes.plot([x, x], [min(ys), max(ys)], color=colour, linewidth=1.2)
             axes.plot(x, mean(ys), "o", color=colour, markersize=7 if name == "thin" else 5)
-            low = name in {"thin", "4 bits, both ways"}
-            axes.annotate(
-                name, (x, mean(ys)), (6, -11 if low else 4), textcoords="offset points", fontsize=8, color=INK
-            )
+            right, up = BESIDE.get(name, (6, 4))
+            side = "left" if right > 0 else "right"
+            axes.annotate(name, (x, mean(ys)), (right, up), textcoords="offset points", ha=side, fontsize=8, color=INK)
         axes.axvline(WISH, color=COLOURS[2], linestyle="--", linewidth=1)
         axes.axhline(ALLOWED, color=COLOURS[2], linestyle="--", linewidth=1)
         axes.set(xscale="log", title=f"{world}: {found['measure']} against bytes up")
-        axes.set_xlim(right=mean(of(plain, "of_full")) * 1.8)
+        axes.set_xlim(1e-4, mean(of(plain, "of_full")) * 1.8)
+        axes.set_yscale("symlog", linthresh=0.01, linscale=2)
+        axes.set_yticks([0, 0.002, 0.004, 0.006, 0.008, 0.01, 0.03, 0.1])
+        axes.set_ylim(-0.001, 0.12)
         axes.set_xlabel("bytes of a turn, as a share of full-model FedAvg's")
         axes.set_ylabel("worse than uncompressed adapters")
         axes.xaxis.set_major_formatter(FuncFormatter(lambda share, at: f"{share:.2%}"))

@@ -70,7 +70,7 @@ def _layers(lines: Sequence[Any]) -> str:
     most = max(max(line["ranks"]["layers"].values()) for line in lines)
     paths = lora.last(shown[-1]["ranks"]["layers"], 1.0)  # layer 10 comes after layer 9
     rows = [[path, *(_cell(line["ranks"]["layers"][path], most) for line in shown)] for path in paths]
-    some = f", of {counted(len(lines), 'round')} every {step:,}." if step > 1 else ""
+    some = f", of {counted(len(lines), 'round')} one in {step:,}" if step > 1 else ""
     table = markup.table(
         f"The mean rank of updates by layer and round{some}", ["Layer", *(f"{line['round']:,}" for line in shown)], rows
     )
