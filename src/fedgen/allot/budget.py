@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from fedgen import factors, lora
+from fedgen import factors, lora, tree
 from fedgen.devices import Hardware
 from fedgen.records import Tree
 
@@ -70,10 +70,13 @@ def _threshold(worth: Tensor, cost: Tensor, budget: float) -> float:
 
 
 def moved(ordered: Tree, update: Tree) -> float:
-    """The squared length of an update's change, against what its client was offered of an adapter in order."""
+    """The squared length of an update's change, by its numbers: more of them move further, but need no more for it.
+
+    The change is against what its client was offered of an adapter in order.
+    """
     offered = factors.heads(ordered, factors.ranks_of(update))
     change = lora.product_sum([(1.0, update), (-1.0, offered)])
-    return max(lora.inner(change, change), 0.0)
+    return max(lora.inner(change, change), 0.0) / tree.size(update)
 
 
 def by_kind(ranks: Mapping[str, Mapping[str, float]], hardware: Mapping[str, Hardware]) -> dict[str, dict[str, float]]:

@@ -69,9 +69,9 @@ class Needed(Carried):
     """As carried, and under a budget: of what devices carry, more ranks go to the layers and clients that need more.
 
     What is offered to train on in a round has as many numbers in all as if each client had rank `mean`. A rank of a
-    layer is worth the energy that it has in the adapter, by the numbers that it takes and by how far its client's last
-    update moved; those worth most are given, and one a layer at least. The first round finds out what is worth how
-    much: in it clients train all that their devices carry.
+    layer is worth the energy that it has in the adapter, by the numbers that it takes and by how far each number of its
+    client's last update moved; those worth most are given, and one a layer at least. The first round finds out what is
+    worth how much: in it clients train all that their devices carry.
     """
 
     mean: Annotated[float, Range(1)] = 4.0
