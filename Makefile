@@ -25,7 +25,7 @@ lint: .venv/.dev ## check style and types
 	@$(BIN)/mypy
 
 bench: .venv/.dev ## measure speed, scale and what the demo gains, on this machine
-	@for name in rounds scale images demo glyphs cluster places fleet serve; do echo "== $$name"; $(BIN)/python bench/$$name.py || exit 1; done
+	@for name in rounds scale images demo glyphs cluster places fleet serve bytes memory; do echo "== $$name"; $(BIN)/python bench/$$name.py || exit 1; done
 
 clean: ## remove .venv, caches and built packages; runs stay
 	@rm -rf .venv build dist .mypy_cache .pytest_cache .ruff_cache

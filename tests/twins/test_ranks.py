@@ -69,12 +69,12 @@ def test_changes_are_dense_sums() -> None:
     like = make(9)
     updates = [factors.heads(make(seed), ranks) for seed, ranks in enumerate(UNEVEN)]
     fold = Changes().fold(like)
-    for at, (size, tree) in enumerate(zip(SIZES, updates, strict=True)):
-        fold.add(Update(1, f"c{at}", "global", tree, size))
+    for at, (size, update) in enumerate(zip(SIZES, updates, strict=True)):
+        fold.add(Update(1, f"c{at}", "global", update, size))
     wanted = dense(like)
-    for size, ranks, tree in zip(SIZES, UNEVEN, updates, strict=True):
+    for size, ranks, update in zip(SIZES, UNEVEN, updates, strict=True):
         offered = [cut(whole, r) for whole, r in zip(dense(like), of_each(ranks), strict=True)]
-        for at, (sent, held) in enumerate(zip(dense(tree), offered, strict=True)):
+        for at, (sent, held) in enumerate(zip(dense(update), offered, strict=True)):
             wanted[at] = wanted[at] + size / sum(SIZES) * (sent - held)
     assert close(dense(fold.close()), [cut(whole, r) for whole, r in zip(wanted, (8, 8, 4, 4), strict=True)])
 
