@@ -86,6 +86,7 @@ ONCE = {  # tried with one seed
     "all 2, averaged",
     "all 32, averaged",
     "exact",
+    "changes",
     "padded",
 }
 STUDIES: dict[str, tuple[tuple[str, ...], Arms]] = {
@@ -112,7 +113,7 @@ def folder(world: str, arm: str, seed: int, work: Path) -> Path:
 def found(run: Run) -> dict[str, Any]:
     """The figures of one run: the shared adapter on held-out rows, bytes a turn, and what each round told."""
     journal, scores = run.journal, run.scores.values()
-    turns = sum(len(line["clients"]) - len(line["failures"]) for line in journal)
+    turns = round(sum(answered(line) for line in journal))
     asked = sum(len(line["clients"]) for line in journal)
     up, down = sum(line["up"] for line in journal), sum(line["down"] for line in journal)
     told = {
@@ -134,6 +135,12 @@ def found(run: Run) -> dict[str, Any]:
     }
 
 
+def answered(line: Mapping[str, Any]) -> float:
+    """How many updates a round took in."""
+    known: float = line["metrics"].get("answered", len(line["clients"]) - len(line["failures"]))
+    return known
+
+
 def collected(study: str, work: Path, seeds: int) -> dict[str, Any]:
     """The figures of every finished run of a study."""
     worlds, arms = STUDIES[study]
@@ -149,7 +156,10 @@ def collected(study: str, work: Path, seeds: int) -> dict[str, Any]:
             "machine": first.facts["machine"],
             "versions": first.facts["versions"],
             "arms": {
-                arm: {"settings": arms[arm], "runs": {seed: found(run) for seed, run in runs.items()}}
+                arm: {
+                    "settings": [each for each in arms[arm] if each != DEVICES],
+                    "runs": {seed: found(run) for seed, run in runs.items()},
+                }
                 for arm, runs in done.items()
                 if runs
             },

@@ -96,6 +96,7 @@ def ranks(path: Path, worlds: Mapping[str, Any]) -> None:
     breadth.legend(frameon=False, fontsize=8)
     for axes in (bars, cross, breadth):
         _bare(axes)
+    bars.grid(visible=False)
     for axes in (cross, breadth):
         axes.set_xlabel("round")
     figure.savefig(path)

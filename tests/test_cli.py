@@ -85,10 +85,10 @@ def test_a_dry_run_prints_plan_and_cost_and_writes_nothing(file: Path, tmp_path:
 
 def test_a_dry_run_says_what_a_turn_is_to_each_class_of_devices(file: Path) -> None:
     said = called("run", file, "--dry-run").stdout
-    assert re.search(r"# a turn would be on +fits +rank +needs +of +down +work +up\n", said)
-    assert re.search(r"# board +yes +4 +[\d.]+ kB +1.07 GB +0.0 s +[\d.]+ s +0.0 s\n", said)
+    assert re.search(r"# a turn would be on +in memory +rank +needs +of +down +work +up\n", said)
+    assert re.search(r"# board +yes +4 +[\d.]+ kB +1.07 GB +\d+ ms +[\d.]+ m?s +\d+ ms\n", said)
     said = called("run", file, "--dry-run", "--set", "devices.kind=drawn", "--set", 'devices.classes=["phone"]').stdout
-    assert re.search(r"# a turn on +clients +fits +rank .*\n# phone +6 +yes +4 ", said)
+    assert re.search(r"# a turn on +clients +in memory +rank .*\n# phone +6 +yes +4 ", said)
     assert "# board" not in said
 
 

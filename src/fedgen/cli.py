@@ -325,12 +325,13 @@ def _say_cost(plan: plans.Plan) -> None:
     settled, cost = places.cost(plan)
     less = f"; {saving(cost.saved)} less than full-model FedAvg" if settled.adapter.of == "pairs" else ""
     full = f"full-model FedAvg would send {size(cost.full_message)}"
+    wide = f" at rank {settled.adapter.rank}" if settled.mixed else ""
     out.print(plans.write(settled), markup=False, soft_wrap=True)
     for line in (  # comments, so that what is printed is a plan still
         f"clients           {cost.clients}, {cost.cohort} a round, {settled.rounds} rounds",
         f"backbone          {cost.backbone_parameters:,} parameters, frozen",
         f"adapter           {cost.adapter_parameters:,} parameters",
-        f"one message       {size(cost.message)} up, {size(cost.down_message)} down; {full}",
+        f"one message       {size(cost.message)} up, {size(cost.down_message)} down{wide}; {full}",
         f"bytes a round     {size(cost.round_bytes)} up, {size(cost.round_down_bytes)} down{less}",
         f"memory of a pass  about {size(cost.row_bytes * cost.rows_a_pass)} for {cost.rows_a_pass} rows",
     ):

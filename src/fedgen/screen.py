@@ -232,16 +232,21 @@ def methods_table(methods: Mapping[str, Method]) -> Table:
 def devices_lines(found: Sequence[Burden], *, known: bool) -> list[str]:
     """What a turn is to each kind of device, a line each below their heads; of those not `known`, what it would be."""
     who, many = ("a turn on", "clients") if known else ("a turn would be on", "")
-    rows = [[who, many, "fits", "rank", "needs", "of", "down", "work", "up"]]
+    rows = [[who, many, "in memory", "rank", "needs", "of", "down", "work", "up"]]
     for own in found:
         low, high = own.ranks
         rank = "" if not high else f"{low}" if low == high else f"{low} to {high}"
         fits = "yes" if own.fits == own.clients else f"{own.fits:,}" if own.fits else "no"
-        seconds = [span(each) for each in (own.turn.down, own.turn.work, own.turn.up)]
+        seconds = [_brief(each) for each in (own.turn.down, own.turn.work, own.turn.up)]
         rows.append([own.kind, many and f"{own.clients:,}", fits, rank, size(own.needs), size(own.memory), *seconds])
     wide = [max(map(len, column)) for column in zip(*rows, strict=True)]
     lines = ["  ".join([row[0].ljust(wide[0]), *map(str.rjust, row[1:], wide[1:])]) for row in rows]
     return lines if found else []
+
+
+def _brief(seconds: float) -> str:
+    """A time that may be a few milliseconds."""
+    return f"{1000 * seconds:.0f} ms" if seconds < 1 else span(seconds)
 
 
 def standing(run: Run) -> str:

@@ -30,5 +30,10 @@ def test_a_page_shows_the_results_that_are_kept(page: Path, script: str) -> None
     assert page.read_text("utf-8") == made, f"run: python docs/{script}"
 
 
+def test_the_readme_says_what_few_bytes_came_to() -> None:
+    said = runpy.run_path(str(DOCS / "edge_results.py"))["readme"]()
+    assert said in " ".join((DOCS.parent / "README.md").read_text("utf-8").split())
+
+
 def test_the_picture_shows_the_result_that_is_kept() -> None:
     assert (DOCS / "picture.svg").read_text("utf-8") == runpy.run_path(str(DOCS / "picture.py"))["drawn"]()
