@@ -63,6 +63,10 @@ RANKS: Arms = {
     "stack": [MIXED, *STACK],
     "all 2, averaged": ["adapter.rank=2", "training.lr=0.02"],
     "all 32, averaged": ["training.lr=0.01"],
+    "all 32, thin": [
+        "training.lr=0.01",
+        *compress("bits=1", "top=0.25", FEEDBACK, "lossless=zstd", "down=8"),
+    ],
     "changes": [*FACTORS, "aggregate.kind=changes"],
     "exact": [*FACTORS, "aggregate.kind=exact"],
     "padded": [*FACTORS, "aggregate.kind=padded"],
