@@ -150,7 +150,7 @@ def test_a_run_of_pictures_is_measured_in_denoising_loss(pictured: tuple[Run, st
     }  # fmt: skip
     assert "diffusers" in run.facts["versions"]
     for line in run.journal:
-        assert set(line["metrics"]) == {"loss", "terms", "denoising", "check_up", "check_down"}
+        assert set(line["metrics"]) == {"loss", "terms", "answered", "denoising", "check_up", "check_down"}
         assert line["metrics"]["terms"] == 4 * 20 * 2  # clients, steps, pictures a step
     for found in run.scores.values():
         assert [score.terms for score in found.values()] == [4, 4, 4]

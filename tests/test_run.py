@@ -203,7 +203,7 @@ def test_a_plan_made_in_python_and_settings_over_it(tiny_plan: dict[str, Any], t
 
 def test_a_run_without_measuring_and_with_a_fit_too_wild_for_a_float(tiny_plan: dict[str, Any], tmp_path: Path) -> None:
     quiet = fedgen.run(tiny_plan, tmp_path / "quiet", settings=["evaluate.every=0", "rounds=1"])
-    assert [list(line["metrics"]) for line in quiet.journal] == [["loss", "terms"]]
+    assert [list(line["metrics"]) for line in quiet.journal] == [["loss", "terms", "answered"]]
     settings = ["training.lr=1e3", "rounds=1", "adapter.targets=['lm_head']", "training.steps=9"]
     wild = fedgen.run(tiny_plan, tmp_path / "wild", settings=settings)
     assert wild.finished

@@ -105,4 +105,4 @@ def _pass(training: Training, backbone: Backbone, bank: AnyBank, start: Tree) ->
 def _row(backbone: Backbone) -> Rows:
     """A row of nothing in particular, as long as any."""
     picture = torch.zeros(backbone.picture, dtype=torch.uint8) if isinstance(backbone, DiffusionBackbone) else None
-    return take(backbone.encode([Document("", "a row", label="0", picture=picture)]), torch.arange(1))
+    return take(backbone.encode([Document("", "a row " * 200, label="0", picture=picture)]), torch.arange(1))
