@@ -49,7 +49,7 @@ def run(
     if settled.place == "fleet":
         del backbone  # the fleet's server has its own
         return _sent(where, settled, tell)
-    place = inprocess.place(settled, backbone, where / SHELF, tell)
+    place = inprocess.place(settled, backbone, where / SHELF, tell, weighed=False)
     wanted(settled.cohort, len(place.sizes))  # refuses more than there are, before anything is written
     refuse(rules_of(settled, place), sorted(place.sizes))
     with hold(where):
@@ -123,7 +123,7 @@ def resume(folder: Path | str, *, tell: Tell = silent) -> Run:
     with hold(found.folder):
         if found.finished:
             return _shown(found, tell) if _undrawn(found) else found
-        place = inprocess.place(settled, settled.backbone.load(), found.folder / SHELF, tell)
+        place = inprocess.place(settled, settled.backbone.load(), found.folder / SHELF, tell, weighed=False)
         return _shown(_gone(found.folder, settled, place, tell), tell)
 
 

@@ -63,7 +63,7 @@ def _served(folder: Path, post: Post, tell: Tell) -> Run:
     errand = Errand((folder / NAME).read_text("utf-8"), write(told), _session(folder))
     bank = settled.adapter.bank(backbone.network, settled.width)
     start, facts = start_of(settled, bank), facts_of(settled, backbone)
-    load = load_on(settled, backbone, bank, start)
+    load = load_on(settled, backbone, bank, start) if settled.mixed else None
     most = ROOM + 2 * bank.lines.element_size() * bank.layout.width
     del backbone, bank  # from here on the server has adapters alone
     roll = Roll(post, errand, settled.fleet, facts["backbone_hash"], tell)

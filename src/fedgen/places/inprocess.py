@@ -65,8 +65,10 @@ def whole(part: Any) -> Any:
     return dataclasses.replace(part, **{key: str(Path(path).expanduser().absolute()) for key, path in local.items()})
 
 
-def place(plan: Plan, backbone: Backbone, shelf: Path | None, tell: Callable[[object], None]) -> Place:
-    """This process as a place for a settled plan."""
+def place(
+    plan: Plan, backbone: Backbone, shelf: Path | None, tell: Callable[[object], None], *, weighed: bool = True
+) -> Place:
+    """This process as a place for a settled plan; a turn is weighed on request, and where devices are known."""
     documents, shares = shared_out(plan)
     held, dropped = hold(plan, backbone, documents, shares)
     labels = known(labels_of(held, documents, shares))
@@ -75,12 +77,12 @@ def place(plan: Plan, backbone: Backbone, shelf: Path | None, tell: Callable[[ob
     own = Shelf(shelf, SHELF_MEMORY)
     site = site_of(plan, backbone, bank, held, own)
     start, hardware = start_of(plan, bank), plan.devices.of(held, plan.seed)
-    load = load_on(plan, backbone, bank, start)
+    load = load_on(plan, backbone, bank, start) if weighed or hardware else None
     sizes = {name: count(client.train) for name, client in held.items()}
     counts = {"clients": len(held), "dropped": list(dropped), "rows": sum(sizes.values())}
     facts = facts | counts | kinds_of(hardware)
-    pace = Pace(hardware, load, sizes, plan.seed, sizes_of(plan.passage))
-    clock = clock_of(plan, site, pace, tell) if plan.clocked else None
+    pace = Pace(hardware, load, sizes, plan.seed, sizes_of(plan.passage)) if load and plan.clocked else None
+    clock = clock_of(plan, site, pace, tell) if pace else None
     ask = clock.ask if clock else asker(site, tell)
     return Place(sizes, ask, start, own, facts, labels, hardware, load, clock)
 
